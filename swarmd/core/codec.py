@@ -1,0 +1,164 @@
+"""Bytes of the log to commits and back.
+
+One stored message is one commit: a CloudEvents JSON batch, its key in the message id `<boot>.<n>`, its
+writer in the subject `….log.<role>.<writer>`. What cannot be read is never an exception here: it becomes
+`Garbage`, which readers count, name by sequence and skip. Old event types are lifted by `UPCASTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw, Struct
+
+from swarmd.core.events import FACTS, Event, Fact
+
+CONTENT_TYPE: Final = "application/cloudevents-batch+json"
+Upcast = Callable[[dict[str, Any]], tuple[str, dict[str, Any]]]
+#: Retired event type → a function from its data to the (type, data) that succeeded it.
+UPCASTS: Final[dict[str, Upcast]] = {}
+
+_encoder: Final = msgspec.json.Encoder()
+
+
+class Record(Struct):
+    """One stored message of a log stream: a commit, or whatever somebody else managed to store there."""
+
+    seq: int
+    subject: str
+    message_id: str
+    payload: bytes
+    seen: int = 0
+
+
+class Garbage(Struct):
+    """Something in the log that is no event; `seq` and `index` say where."""
+
+    seq: int
+    index: int
+    reason: str
+
+
+class Commit(Struct):
+    """One decoded record. `events` keeps the places of unreadable ones, so that indexes stay true."""
+
+    seq: int
+    role: str
+    writer: str
+    boot: str
+    n: int
+    seen: int
+    message_id: str
+    events: list[Event | Garbage]
+
+
+class _Envelope(Struct):
+    """What a reader needs of an envelope; the rest of it is information."""
+
+    type: str
+    subject: str
+    data: Raw
+    id: str = ""
+    source: str = ""
+    time: str = ""
+    traceparent: str = ""
+
+
+def encode_event(event: Event) -> bytes:
+    """One event as JSON, measured before it is packed."""
+    return _encoder.encode(event)
+
+
+def pack(parts: list[bytes]) -> bytes:
+    """Encoded events as one CloudEvents JSON batch."""
+    return b"[" + b",".join(parts) + b"]"
+
+
+def message_id(boot: str, n: int) -> str:
+    """The commit's key: `boot` is unguessable, so that no other writer can use up the id."""
+    return f"{boot}.{n}"
+
+
+class Codec:
+    """Reads the records of one family of facts (a swarm's, or a memory's)."""
+
+    def __init__(self, facts: Mapping[str, type[Fact]] = FACTS, upcasts: Mapping[str, Upcast] = UPCASTS) -> None:
+        self._envelopes = msgspec.json.Decoder(list[_Envelope])
+        self._decoders = {name: msgspec.json.Decoder(fact).decode for name, fact in facts.items()}
+        self._upcasts = upcasts
+
+    def decode(self, record: Record) -> Commit | Garbage:
+        """The commit in `record`, or `Garbage` when the message as a whole cannot be one."""
+        origin = parse_origin(record.subject)
+        boot, _, number = record.message_id.rpartition(".")
+        if origin is None or not boot or not number.isdecimal():
+            return Garbage(record.seq, -1, "no commit: its subject or message id has another form")
+        try:
+            envelopes = self._envelopes.decode(record.payload)
+            events: list[Event | Garbage] = []
+            for envelope in envelopes:
+                decode = self._decoders.get(envelope.type)
+                if decode is None:
+                    events.append(self._lift(record.seq, len(events), envelope))
+                    continue
+                events.append(
+                    Event(
+                        envelope.subject,
+                        decode(envelope.data),
+                        envelope.type,
+                        envelope.id,
+                        envelope.source,
+                        envelope.time,
+                        envelope.traceparent,
+                    )
+                )
+        except msgspec.MsgspecError:
+            events = self._one_by_one(record)
+            if not events:
+                return Garbage(record.seq, -1, "no commit: the payload is not a CloudEvents JSON batch")
+        role, writer = origin
+        return Commit(record.seq, role, writer, boot, int(number), record.seen, record.message_id, events)
+
+    def _one_by_one(self, record: Record) -> list[Event | Garbage]:
+        """The slow way through a batch of which some part cannot be read."""
+        try:
+            parts = msgspec.json.decode(record.payload, type=list[Raw])
+        except msgspec.MsgspecError:
+            return []
+        events: list[Event | Garbage] = []
+        for index, part in enumerate(parts):
+            try:
+                envelope = msgspec.json.decode(part, type=_Envelope)
+            except msgspec.MsgspecError as error:
+                events.append(Garbage(record.seq, index, f"no CloudEvent: {error}"))
+                continue
+            events.append(self._lift(record.seq, index, envelope))
+        return events
+
+    def _lift(self, seq: int, index: int, envelope: _Envelope) -> Event | Garbage:
+        """Decode one event of any version."""
+        name, data = envelope.type, bytes(envelope.data)
+        try:
+            for _ in range(len(self._upcasts) + 1):
+                if name in self._decoders:
+                    fact = self._decoders[name](data)
+                    return Event(envelope.subject, fact, name, envelope.id, envelope.source, envelope.time)
+                if name not in self._upcasts:
+                    return Garbage(seq, index, f"unknown event type {name[:80]!r}")
+                name, lifted = self._upcasts[name](msgspec.json.decode(data))
+                data = _encoder.encode(lifted)
+        except (msgspec.MsgspecError, KeyError, TypeError, AttributeError) as error:
+            return Garbage(seq, index, f"{name}: {error}")
+        return Garbage(seq, index, f"upcasts of {envelope.type!r} never end")
+
+
+@lru_cache(maxsize=4096)
+def parse_origin(subject: str) -> tuple[str, str] | None:
+    """(role, writer) of a log subject, which the broker's permissions vouch for."""
+    tokens = subject.split(".")
+    if len(tokens) == 5 and tokens[2] == "log" and tokens[0] in ("swarm", "memory"):
+        return tokens[3], tokens[4]
+    return None

@@ -1,0 +1,123 @@
+"""Reading what clients write: bytes to a sound submission, or `Rejected` with what to do.
+
+Everything a client can get wrong is found here, before anything is decided.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec import Raw
+
+from swarmd.core.errors import Rejected
+from swarmd.core.events import Budget, RetryPolicy, Submitted
+from swarmd.core.ids import check_name, check_reply, check_task_id
+from swarmd.core.wire import Submission, TaskQuery
+
+#: Inputs and outputs up to this many bytes travel in events; larger ones are stored as blobs.
+INLINE_BYTES_MAX: Final = 256 * 1024
+#: No request, submission or event may be larger; the broker's limit per message is 1 MiB.
+MESSAGE_BYTES_MAX: Final = 768 * 1024
+BATCH_MAX: Final = 1024
+_LABELS_MAX: Final = 32
+
+_T = TypeVar("_T")
+_one: Final = msgspec.json.Decoder(Submission)
+_many: Final = msgspec.json.Decoder(list[Submission])
+_query: Final = msgspec.json.Decoder(TaskQuery)
+_DEFAULTS: Final = (RetryPolicy(), Budget())
+
+
+def parse_submissions(payload: bytes) -> tuple[list[Submission], bool]:
+    """The submissions in a request and whether it was a batch (a JSON array). Each still wants `check`."""
+    if len(payload) > MESSAGE_BYTES_MAX:
+        raise Rejected(
+            "too_large",
+            f"a request of {len(payload)} bytes is over {MESSAGE_BYTES_MAX}: send fewer tasks at once, or a large "
+            "input as a blob",
+        )
+    batch = payload.lstrip()[:1] == b"["
+    if not batch:
+        return [_decode(_one, payload)], False
+    submissions = _decode(_many, payload)
+    if not 0 < len(submissions) <= BATCH_MAX:
+        raise Rejected("bad_batch", f"a batch holds 1 to {BATCH_MAX} submissions, not {len(submissions)}")
+    return submissions, True
+
+
+def parse_query(payload: bytes) -> TaskQuery:
+    """The task a request names."""
+    return _decode(_query, payload)
+
+
+def _decode(decoder: msgspec.json.Decoder[_T], payload: bytes) -> _T:
+    try:
+        return decoder.decode(payload)
+    except msgspec.ValidationError as error:
+        raise Rejected("bad_field", f"{error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Rejected("bad_json", f"not JSON: {error}") from None
+
+
+def check(submission: Submission) -> Submission:
+    """Return a sound submission unchanged; raise `Rejected` for the first thing that is wrong with it."""
+    check_name("agent", submission.agent)
+    if submission.id:
+        check_task_id(submission.id)
+    if submission.reply:
+        check_reply(submission.reply)
+    if len(submission.input) > INLINE_BYTES_MAX:
+        raise Rejected(
+            "too_large",
+            f"an input of {len(submission.input)} bytes is over {INLINE_BYTES_MAX}: store it as a blob and submit "
+            "its hash as input_blob (the SDK and `swarmd submit` do)",
+        )
+    if submission.retry is not _DEFAULTS[0] or submission.budget is not _DEFAULTS[1]:
+        _check_bounds(submission)
+    if not -1000 <= submission.priority <= 1000:
+        raise Rejected("bad_field", "priority must be from -1000 to 1000")
+    if submission.timeout_ms < 0:
+        raise Rejected("bad_field", "timeout_ms must be 0 (none) or more")
+    if len(submission.labels) > _LABELS_MAX or len(submission.requires) > _LABELS_MAX:
+        raise Rejected("bad_field", f"labels and requires hold at most {_LABELS_MAX} entries")
+    if len(submission.tenant) > 64:
+        raise Rejected("bad_field", "tenant holds at most 64 characters")
+    return submission
+
+
+def _check_bounds(submission: Submission) -> None:
+    retry, budget = submission.retry, submission.budget
+    if not 1 <= retry.attempts_max <= 1000:
+        raise Rejected("bad_field", "retry.attempts_max must be from 1 to 1000")
+    if retry.backoff_ms < 0 or retry.backoff_ms_max < retry.backoff_ms:
+        raise Rejected("bad_field", "retry.backoff_ms must be at least 0 and at most retry.backoff_ms_max")
+    if budget.tokens < 0 or budget.steps < 0:
+        raise Rejected("bad_field", "budget.tokens and budget.steps must be 0 (no limit) or more")
+
+
+def digest(submission: Submission) -> str:
+    """What makes two submissions under one id the same wish: agent and input."""
+    content = b"%b\0%b\0%b" % (submission.agent.encode(), submission.input_blob.encode(), bytes(submission.input))
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def to_fact(submission: Submission, content: str, term: int, now_ms: int, packed: bool) -> Submitted:
+    """The event that accepts a submission; its timeout becomes a point in time here, once."""
+    return Submitted(
+        term=term,
+        agent=submission.agent,
+        digest=content,
+        input=Raw(submission.input),
+        input_blob=submission.input_blob,
+        priority=submission.priority,
+        deadline_at_ms=now_ms + submission.timeout_ms if submission.timeout_ms else 0,
+        tenant=submission.tenant,
+        retry=submission.retry,
+        budget=submission.budget,
+        labels=submission.labels,
+        requires=submission.requires,
+        reply=submission.reply,
+        packed=packed,
+    )

@@ -1,0 +1,95 @@
+"""What a fold made necessary or possible. Only a leader acts on effects; replay drops them.
+
+An effect is produced when its event is folded and accepted, never when it is stored.
+"""
+
+from __future__ import annotations
+
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from swarmd.core.events import NULL, Failure
+from swarmd.core.state import Attempt, Member, Place, Task, TaskState
+
+
+class Queued(Struct):
+    """The task waits for a slot."""
+
+    task: Task
+
+
+class Delayed(Struct):
+    """The task waits for its back-off."""
+
+    task: Task
+
+
+class Started(Struct):
+    """The attempt is to be handed to its member."""
+
+    task: Task
+    attempt: Attempt
+
+
+class Stopped(Struct):
+    """An attempt lost its right to go on; its member should stop it."""
+
+    task: str
+    epoch: int
+    member: Member
+
+
+class Freed(Struct):
+    """A member has a slot again."""
+
+    member: Member
+
+
+class Ended(Struct):
+    """A verdict. `output`, `output_blob` and `failure` are the event's own."""
+
+    task: Task
+    state: TaskState
+    place: Place
+    output: Raw = NULL
+    output_blob: str = ""
+    failure: Failure | UnsetType = UNSET
+
+
+class ChildEnded(Struct):
+    """A child's verdict reached its parent, which has a live attempt."""
+
+    parent: Task
+    child: str
+    place: Place
+
+
+class Offered(Struct):
+    """A member joined or changed its offer; `moved` when another process now speaks for a child swarm."""
+
+    member: Member
+    moved: bool
+
+
+class Gone(Struct):
+    """A member left or was declared lost."""
+
+    member: Member
+
+
+class Refusal(Struct):
+    """A submission was turned away for good."""
+
+    subject: str
+    failure: Failure
+    reply: str
+
+
+class NewTerm(Struct):
+    """Somebody won an election."""
+
+    term: int
+    writer: str
+    boot: str
+
+
+Effect = Queued | Delayed | Started | Stopped | Freed | Ended | ChildEnded | Offered | Gone | Refusal | NewTerm

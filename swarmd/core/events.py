@@ -1,0 +1,263 @@
+"""Every event of a swarm's log, as facts in a CloudEvents envelope.
+
+A fact says what happened, in the past tense; the envelope says to which task (`subject`), by whom
+(`source`) and when (information only: no transition reads it). `FACTS` maps each CloudEvents type to
+its fact; a released type is never changed, only succeeded by a `.v2` with an upcast in `codec.py`.
+Leader facts carry the `term` they were decided in, a member's reports the `epoch` of their attempt.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from msgspec import UNSET, Raw, Struct, UnsetType, field
+
+NULL: Final = Raw(b"null")
+
+
+class RetryPolicy(Struct, frozen=True, omit_defaults=True):
+    """Failed attempts are repeated until there were `attempts_max`, after a delay doubling from `backoff_ms`."""
+
+    attempts_max: int = 3
+    backoff_ms: int = 200
+    backoff_ms_max: int = 30_000
+
+
+class Budget(Struct, frozen=True, omit_defaults=True):
+    """What a task may spend over all its attempts; 0 is no limit."""
+
+    tokens: int = 0
+    steps: int = 0
+
+
+class Failure(Struct, omit_defaults=True):
+    """Why something failed: a stable `code` for machines, a `message` for people."""
+
+    code: str
+    message: str
+
+
+class Fact(Struct, omit_defaults=True, kw_only=True):
+    """Base of all facts."""
+
+
+# --- by the leader ---------------------------------------------------------------------------------
+
+
+class Elected(Fact):
+    """A new leader: the first stored event of a term higher than the current one wins it."""
+
+    term: int
+
+
+class Configured(Fact):
+    """The limits that the fold obeys from here on."""
+
+    term: int
+    live_tasks_max: int
+    remembered_max: int
+    dead_max: int
+    losses_max: int
+
+
+class Submitted(Fact):
+    """A task is wanted. `digest` identifies agent and input, so that a repeated id can be told from a reused one."""
+
+    term: int
+    agent: str
+    digest: str
+    input: Raw = NULL
+    input_blob: str = ""
+    priority: int = 0
+    deadline_at_ms: int = 0
+    tenant: str = ""
+    retry: RetryPolicy = RetryPolicy()
+    budget: Budget = Budget()
+    labels: dict[str, str] = field(default_factory=dict)
+    requires: dict[str, str] = field(default_factory=dict)
+    reply: str = ""
+    packed: bool = False
+    intake_seq: int = 0
+
+
+class Refused(Fact):
+    """A submission was turned away; `subject` is its id, or that of its place in the intake."""
+
+    term: int
+    failure: Failure
+    reply: str = ""
+    intake_seq: int = 0
+
+
+class Assigned(Fact):
+    """An attempt is given to a member, with what it may spend without asking (0: no limit, -1: nothing is left)."""
+
+    term: int
+    epoch: int
+    member: str
+    granted_tokens: int = 0
+    granted_steps: int = 0
+
+
+class Requeued(Fact):
+    """An attempt never reached its member, or its back-off is over: the task waits for a slot again."""
+
+    term: int
+    epoch: int
+    reason: Literal["undelivered", "retry"]
+
+
+class Cancelled(Fact):
+    term: int
+    reason: str = ""
+
+
+class Expired(Fact):
+    """The deadline passed before a verdict."""
+
+    term: int
+
+
+class Redriven(Fact):
+    """A dead task gets a fresh set of attempts; its journal stays."""
+
+    term: int
+
+
+class MemberLost(Fact):
+    """The lease of a member lapsed; its attempts are void and their tasks wait again."""
+
+    term: int
+    member: str
+
+
+class Settled(Fact):
+    """What the leader owed is done: outcomes of verdicts up to `told`, raw submissions up to `intake`."""
+
+    term: int
+    told: int
+    intake: int
+
+
+# --- by members ------------------------------------------------------------------------------------
+
+
+class MemberJoined(Fact):
+    """A member offers itself, or changes its offer; capacity 0 is a draining member."""
+
+    member: str
+    kind: Literal["node", "swarm"]
+    agents: list[str]
+    capacity: int
+    node: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+class MemberLeft(Fact):
+    """A member is gone by its own will, with no attempt left."""
+
+    member: str
+
+
+class Stepped(Fact):
+    """One step of an attempt is done; its result is never computed or paid for again."""
+
+    epoch: int
+    key: str
+    kind: str
+    result: Raw = NULL
+    result_blob: str = ""
+    failure: Failure | UnsetType = UNSET
+    tokens: int = 0
+    duration_ms: int = 0
+
+
+class Spawned(Fact):
+    """A step that wants a child task; the fold creates it from the folded parent."""
+
+    epoch: int
+    key: str
+    n: int
+    agent: str
+    input: Raw = NULL
+    input_blob: str = ""
+    requires: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+class Suspended(Fact):
+    """The attempt waits for children: its slot is free, its epoch is over."""
+
+    epoch: int
+    waits: list[str]
+
+
+class Returned(Fact):
+    """The attempt is handed back unfinished and unfailed (a draining member)."""
+
+    epoch: int
+    reason: str = ""
+
+
+class Completed(Fact):
+    epoch: int
+    output: Raw = NULL
+    output_blob: str = ""
+
+
+class Failed(Fact):
+    """The attempt failed; whether the task retries or dies follows from its retry policy."""
+
+    epoch: int
+    failure: Failure
+    retryable: bool = True
+    retry_after_ms: int = 0
+
+
+class Event(Struct, omit_defaults=True, tag_field="specversion", tag="1.0"):
+    """A CloudEvents 1.0 JSON envelope. Core fills `subject` and `data`; the log writer fills the rest."""
+
+    subject: str
+    data: Fact
+    type: str = ""
+    id: str = ""
+    source: str = ""
+    time: str = ""
+    traceparent: str = ""
+
+
+FACTS: Final[dict[str, type[Fact]]] = {
+    "swarmd.swarm.elected.v1": Elected,
+    "swarmd.swarm.configured.v1": Configured,
+    "swarmd.swarm.settled.v1": Settled,
+    "swarmd.task.submitted.v1": Submitted,
+    "swarmd.task.rejected.v1": Refused,
+    "swarmd.task.assigned.v1": Assigned,
+    "swarmd.task.requeued.v1": Requeued,
+    "swarmd.task.cancelled.v1": Cancelled,
+    "swarmd.task.expired.v1": Expired,
+    "swarmd.task.redriven.v1": Redriven,
+    "swarmd.task.step.v1": Stepped,
+    "swarmd.task.spawned.v1": Spawned,
+    "swarmd.task.suspended.v1": Suspended,
+    "swarmd.task.returned.v1": Returned,
+    "swarmd.task.completed.v1": Completed,
+    "swarmd.task.failed.v1": Failed,
+    "swarmd.member.joined.v1": MemberJoined,
+    "swarmd.member.left.v1": MemberLeft,
+    "swarmd.member.lost.v1": MemberLost,
+}
+TYPES: Final[dict[type[Fact], str]] = {fact: name for name, fact in FACTS.items()}
+
+MEMBER_ROLES: Final = frozenset({"worker", "delegate"})
+LEADER_ROLES: Final = frozenset({"orchestrator"})
+_MEMBER_FACTS: Final = (MemberJoined, MemberLeft, Stepped, Spawned, Suspended, Returned, Completed, Failed)
+#: Which role may write which fact. The subject says the role, and the broker's permissions guarantee it.
+AUTHORITY: Final[dict[type[Fact], frozenset[str]]] = {
+    fact: MEMBER_ROLES if fact in _MEMBER_FACTS else LEADER_ROLES for fact in TYPES
+}
+
+
+def fields_of(event: Event) -> dict[str, Any]:
+    """The fact as a plain dictionary, for tables and templates."""
+    return {name: getattr(event.data, name) for name in event.data.__struct_fields__}

@@ -1,0 +1,83 @@
+"""Names and ids: what they may contain, and how they are made of each other.
+
+Every id is safe as one token of a NATS subject. Nothing here draws random numbers: callers bring the bits.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from swarmd.core.errors import Rejected
+
+NAME_PATTERN: Final = "^[A-Za-z0-9_-]{1,64}$"
+TASK_ID_PATTERN: Final = "^[A-Za-z0-9_~:-]{1,200}$"
+_NAME: Final = re.compile(NAME_PATTERN)
+_TASK_ID: Final = re.compile(TASK_ID_PATTERN)
+_RESERVED_REPLY: Final = ("swarm", "memory")
+
+
+def check_name(what: str, text: str) -> str:
+    """Return `text` if it can name a swarm, an agent, a memory or a writer; raise `Rejected` otherwise."""
+    if not _NAME.match(text):
+        raise Rejected("bad_name", f"{what} {text[:80]!r} must be 1 to 64 of A-Z a-z 0-9 _ -")
+    return text
+
+
+def check_task_id(text: str) -> str:
+    """Return `text` if it can be a task's id; raise `Rejected` otherwise."""
+    if not _TASK_ID.match(text):
+        raise Rejected("bad_id", f"task id {text[:80]!r} must be 1 to 200 of A-Z a-z 0-9 _ ~ : -")
+    return text
+
+
+def check_reply(subject: str) -> str:
+    """Return `subject` if outcomes may be published on it.
+
+    The orchestrator publishes with its own permissions, so a caller must not be able to
+    name one of swarmd's or the broker's own subjects.
+    """
+    tokens = subject.split(".")
+    sound = all(token and token.isprintable() and not set(token) & set(" *>\t\r\n") for token in tokens)
+    if not sound or tokens[0].startswith("$") or tokens[0] in _RESERVED_REPLY or len(subject) > 200:
+        raise Rejected(
+            "bad_reply", f"reply {subject[:80]!r} must be a plain subject outside 'swarm', 'memory' and '$…'"
+        )
+    return subject
+
+
+def uuid7(now_ms: int, bits: int) -> str:
+    """A UUID version 7 (RFC 9562): 48 bits of time, 74 of the caller's random `bits`."""
+    value = (now_ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (bits >> 62 & 0xFFF) << 64 | 0b10 << 62 | bits & (1 << 62) - 1
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def is_uuid7(text: str) -> bool:
+    """Whether `text` looks like an id minted by `uuid7`; such ids sort by their time."""
+    return len(text) == 36 and text[14] == "7" and text[8] == "-"
+
+
+def node_member(writer: str, boot: str, n: int) -> str:
+    """A worker node's member id: the fold checks a report's writer and boot against it."""
+    return f"{writer}/{boot}/{n}"
+
+
+def swarm_member(child: str) -> str:
+    """A child swarm's member id: the member is the swarm, whichever delegate process speaks for it."""
+    return f"swarm/{child}"
+
+
+def child_id(parent: str, n: int) -> str:
+    """The id of a task's n-th spawned child, the same in every attempt."""
+    return f"{parent}~{n}"
+
+
+def delegated_id(parent_swarm: str, task: str, epoch: int) -> str:
+    """The id under which a parent swarm's attempt runs in a child swarm: one task per epoch."""
+    return f"{parent_swarm}:{task}:{epoch}"
+
+
+def intake_id(incarnation: str, seq: int) -> str:
+    """The id of a raw submission without one: derived from where it is stored, so a second reading agrees."""
+    return f"raw-{incarnation}-{seq}"

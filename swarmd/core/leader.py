@@ -1,0 +1,508 @@
+"""The orchestrator's machine: what to decide, and what to send once it is folded.
+
+Pure: it is told the time, the folded commits and whatever arrived, and it hands back events to append
+and messages to send. It decides only while it leads, and only after it has folded its own election.
+A decision that is not folded yet is an overlay (`_proposed`, `_placing`): it goes when its commit is
+folded, whatever the fold made of it, or when the commit could not be stored.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any
+
+from msgspec import Struct
+
+from swarmd.core import commands
+from swarmd.core import effects as fx
+from swarmd.core.codec import Commit, Garbage
+from swarmd.core.errors import Conflict, Rejected
+from swarmd.core.events import (
+    Assigned,
+    Cancelled,
+    Configured,
+    Elected,
+    Event,
+    Expired,
+    Failure,
+    MemberLost,
+    Redriven,
+    Refused,
+    Requeued,
+    Settled,
+    Submitted,
+)
+from swarmd.core.evolve import apply
+from swarmd.core.health import Links
+from swarmd.core.ids import is_uuid7
+from swarmd.core.placement import Queue
+from swarmd.core.state import Limits, Member, Place, SwarmState, Task, tombstone
+from swarmd.core.wire import ChildDone, Heartbeat, Outcome, Receipt, Start, Stop, Submission
+
+#: A caller waiting for an answer; the shell knows what is behind it.
+Ask = Any
+
+
+class LeaderSettings(Struct, frozen=True):
+    """How a leader behaves; times in milliseconds."""
+
+    limits: Limits = Limits()
+    lease_ms: int = 2_000
+    resend_ms: int = 600
+    settle_ms: int = 500
+    stall_ms: int = 500
+    placements_max: int = 512
+
+
+class OwedOutcome(Struct, frozen=True):
+    """An outcome whose verdict must be read from the log first (after an election, or long after the end)."""
+
+    task: str
+    reply: str
+    packed: bool
+    place: Place
+
+
+class Leader:
+    """One orchestrator, leading or standing by. `state` is its fold and nobody else's."""
+
+    def __init__(self, state: SwarmState, writer: str, boot: str, settings: LeaderSettings) -> None:
+        self.state = state
+        self.writer, self.boot = writer, boot
+        self.settings = settings
+        self.leading = False
+        self.refusing = ""
+        self.answers: list[tuple[Ask, Receipt | Outcome]] = []
+        self.outcomes: dict[tuple[str, bool], list[Outcome]] = {}
+        self.owed: list[OwedOutcome] = []
+        self.links = Links(settings.lease_ms, settings.resend_ms)
+        self._queue = Queue()
+        self._events: list[Event] = []
+        self._proposed: dict[str, tuple[str, list[Ask]]] = {}
+        self._placing: dict[str, str] = {}
+        self._taken: dict[str, int] = {}
+        self._waiters: dict[str, list[Ask]] = {}
+        self._timers: list[tuple[int, int, str, str, int]] = []
+        self._timer_count = 0
+        self._intake_folded: set[int] = set()
+        self._intake_read = state.intake_seq
+        self._settled_at_ms = 0
+        self._ticked_at_ms = 0
+
+    # --- folding ---
+
+    def fold(self, commit: Commit | Garbage, now_ms: int) -> list[fx.Effect]:
+        """Fold one commit and, while leading, act on what follows from it."""
+        effects = apply(self.state, commit)
+        for effect in effects:
+            if isinstance(effect, fx.NewTerm):
+                self._new_term(effect, now_ms)
+        if not self.leading or isinstance(commit, Garbage):
+            return effects
+        for effect in effects:
+            self._act(effect, now_ms)
+        if commit.boot == self.boot:
+            for event in commit.events:
+                if isinstance(event, Event):
+                    self._settle_overlay(event)
+        return effects
+
+    def _act(self, effect: fx.Effect, now_ms: int) -> None:
+        match effect:
+            case fx.Queued(task):
+                if task.deadline_at_ms and task.epoch == 0:
+                    self._timer(task.deadline_at_ms, "deadline", task.id, 0)
+                self._queue.push(task)
+            case fx.Started(task, attempt):
+                member = self.state.members[attempt.member]
+                self.links.send(member, self._start(task, attempt.epoch))
+            case fx.Ended():
+                self._ended(effect)
+            case fx.Freed():
+                pass
+            case fx.Stopped(task_id, epoch, member):
+                self.links.send(member, Stop(task_id, epoch))
+            case fx.ChildEnded(parent, child, place):
+                for attempt in parent.attempts.values():
+                    self.links.send(self.state.members[attempt.member], ChildDone(parent.id, child, place))
+            case fx.Delayed(task):
+                delay = min(task.retry.backoff_ms << min(task.failures - 1, 20), task.retry.backoff_ms_max)
+                self._timer(now_ms + max(delay, task.retry_after_ms), "retry", task.id, task.epoch)
+            case fx.Offered(member, moved):
+                self.links.offered(member, now_ms)
+                if moved:
+                    self._resend_running(member)
+            case fx.Gone(member):
+                self.links.gone(member)
+            case fx.Refusal(subject, failure, reply):
+                if reply:
+                    refused = Outcome(subject, "cancelled", error=failure, seq=self.state.seq)
+                    self.outcomes.setdefault((reply, False), []).append(refused)
+            case fx.NewTerm():
+                pass
+
+    def _settle_overlay(self, event: Event) -> None:
+        """One of our own events is folded, accepted or not: what stood in for it goes."""
+        fact = event.data
+        if isinstance(fact, Assigned):
+            self._unplace(event.subject)
+            task = self.state.tasks.get(event.subject)
+            if task is not None and task.state == "queued":
+                self._queue.push(task)
+        elif isinstance(fact, Submitted):
+            if fact.intake_seq:
+                self._intake_folded.add(fact.intake_seq)
+            _, asks = self._proposed.pop(event.subject, ("", []))
+            for ask in asks:
+                self.answers.append((ask, self._receipt(event.subject, fact.digest)))
+        elif isinstance(fact, Refused) and fact.intake_seq:
+            self._intake_folded.add(fact.intake_seq)
+
+    def _unplace(self, task_id: str) -> None:
+        member = self._placing.pop(task_id, None)
+        if member is not None:
+            self._taken[member] -= 1
+            if not self._taken[member]:
+                del self._taken[member]
+
+    def _ended(self, ended: fx.Ended) -> None:
+        task = ended.task
+        self._queue.discard(task.id)
+        asks = self._waiters.pop(task.id, None)
+        if not task.reply and not asks:
+            return
+        outcome = outcome_of(ended)
+        if task.reply:
+            self.outcomes.setdefault((task.reply, task.packed), []).append(outcome)
+        for ask in asks or ():
+            self.answers.append((ask, outcome))
+
+    # --- leadership ---
+
+    def campaign(self) -> Event:
+        """The event that makes this orchestrator the leader, if it is the first stored of its term."""
+        return Event(self.state.swarm, Elected(term=self.state.term + 1))
+
+    def _new_term(self, elected: fx.NewTerm, now_ms: int) -> None:
+        won = elected.writer == self.writer and elected.boot == self.boot
+        if self.leading or not won:
+            self.resign()
+        if won:
+            self._take_office(now_ms)
+
+    def resign(self) -> None:
+        """Stop deciding; callers are told to ask again, which finds the new leader."""
+        self.leading = False
+        again = Failure("not_leader", "this orchestrator no longer leads: ask again")
+        for _, asks in self._proposed.values():
+            self.answers.extend((ask, Receipt(error=again)) for ask in asks)
+        for task_id, asks in self._waiters.items():
+            self.answers.extend((ask, Outcome(task_id, "queued", error=again, final=False)) for ask in asks)
+        self._proposed, self._waiters, self._placing, self._taken = {}, {}, {}, {}
+        self._queue, self._events, self._timers = Queue(), [], []
+        self.outcomes, self.owed = {}, []
+
+    def _take_office(self, now_ms: int) -> None:
+        """Derive everything a leader owes from the fold alone."""
+        state, limits = self.state, self.settings.limits
+        self.leading = True
+        self._ticked_at_ms = self._settled_at_ms = now_ms
+        self._intake_read, self._intake_folded = state.intake_seq, set()
+        self.links.take_office(state, now_ms)
+        if limits != state.limits:
+            fact = Configured(
+                term=state.term,
+                live_tasks_max=limits.live_tasks_max,
+                remembered_max=limits.remembered_max,
+                dead_max=limits.dead_max,
+                losses_max=limits.losses_max,
+            )
+            self._events.append(Event(state.swarm, fact))
+        for task in state.tasks.values():
+            if task.state == "queued":
+                self._queue.push(task)
+            elif task.state == "backoff":
+                self._act(fx.Delayed(task), now_ms)
+            if task.deadline_at_ms:
+                self._timer(task.deadline_at_ms, "deadline", task.id, 0)
+        for untold in state.untold:
+            buried = tombstone(state, untold.task)
+            if buried is not None:
+                self.owed.append(OwedOutcome(untold.task, untold.reply, untold.packed, buried.verdict))
+
+    # --- commands ---
+
+    def submit(self, submission: Submission, task_id: str, now_ms: int, packed: bool, ask: Ask) -> Receipt | None:
+        """Decide on a checked submission. None: the answer to `ask` follows once the fold has accepted it.
+
+        Raises `Rejected` ("not_leader", "swarm_full", "log_full", "id_too_old") or `Conflict` ("id_taken").
+        """
+        content = commands.digest(submission)
+        if not self._is_new(task_id, content, ask):
+            return None if task_id in self._proposed else Receipt(task_id)
+        self._check_room()
+        self._proposed[task_id] = (content, [] if ask is None else [ask])
+        fact = commands.to_fact(submission, content, self.state.term, now_ms, packed)
+        self._events.append(Event(task_id, fact))
+        return None
+
+    def _is_new(self, task_id: str, content: str, ask: Ask) -> bool:
+        if not self.leading:
+            raise Rejected("not_leader", "this orchestrator does not lead: ask again")
+        proposed = self._proposed.get(task_id)
+        if proposed is not None:
+            self._check_same(task_id, proposed[0], content)
+            if ask is not None:
+                proposed[1].append(ask)
+            return False
+        known = self.state.tasks.get(task_id) or tombstone(self.state, task_id) or self.state.dead.get(task_id)
+        if known is not None:
+            self._check_same(task_id, known.digest, content)
+            return False
+        if task_id <= self.state.forgotten and is_uuid7(task_id):
+            raise Rejected("id_too_old", f"id {task_id} is older than what is remembered: submit under a new id")
+        return True
+
+    @staticmethod
+    def _check_same(task_id: str, known: str, content: str) -> None:
+        if known != content:
+            raise Conflict("id_taken", f"id {task_id} belongs to a task with another agent or input")
+
+    def _check_room(self) -> None:
+        if self.refusing:
+            raise Rejected("store_full", self.refusing)
+        live = len(self.state.tasks) + len(self._proposed)
+        if live >= self.settings.limits.live_tasks_max:
+            raise Rejected("swarm_full", f"{live} tasks are live, the limit is {self.settings.limits.live_tasks_max}")
+
+    def _receipt(self, task_id: str, content: str) -> Receipt:
+        known = self.state.tasks.get(task_id) or tombstone(self.state, task_id)
+        if known is None:
+            return Receipt(error=Failure("not_leader", "the submission was not accepted: submit it again"))
+        if known.digest != content:
+            return Receipt(error=Failure("id_taken", f"id {task_id} belongs to another task"))
+        return Receipt(task_id)
+
+    def intake(self, seq: int, task_id: str, submission: Submission | Rejected, now_ms: int) -> None:
+        """A raw submission stored in the intake at `seq`: it becomes a task or a refusal, never nothing."""
+        self._intake_read = max(self._intake_read, seq)
+        if isinstance(submission, Rejected):
+            self._refuse(seq, task_id, submission, "")
+            return
+        try:
+            content = commands.digest(submission)
+            if not self._is_new(task_id, content, None):
+                self._intake_folded.add(seq)
+                return
+            self._check_room()
+        except (Rejected, Conflict) as error:
+            self._refuse(seq, task_id, error, submission.reply)
+            return
+        self._proposed[task_id] = (content, [])
+        fact = commands.to_fact(submission, content, self.state.term, now_ms, False)
+        fact.intake_seq = seq
+        self._events.append(Event(task_id, fact))
+
+    def _refuse(self, seq: int, subject: str, error: Rejected | Conflict, reply: str) -> None:
+        failure = Failure(error.code, error.message[:500])
+        fact = Refused(term=self.state.term, failure=failure, reply=reply, intake_seq=seq)
+        self._events.append(Event(subject, fact))
+
+    def refuse(self, subject: str, error: Rejected | Conflict) -> None:
+        """Record that a request was turned away."""
+        if self.leading:
+            self._refuse(0, subject, error, "")
+
+    def cancel(self, task_id: str, reason: str) -> None:
+        self._require_live(task_id)
+        self._events.append(Event(task_id, Cancelled(term=self.state.term, reason=reason[:500])))
+
+    def redrive(self, task_id: str) -> None:
+        if not self.leading:
+            raise Rejected("not_leader", "this orchestrator does not lead: ask again")
+        if task_id not in self.state.dead:
+            raise Rejected("not_dead", f"task {task_id} is not among the dead letters")
+        self._events.append(Event(task_id, Redriven(term=self.state.term)))
+
+    def _require_live(self, task_id: str) -> None:
+        if not self.leading:
+            raise Rejected("not_leader", "this orchestrator does not lead: ask again")
+        if task_id not in self.state.tasks and task_id not in self._proposed:
+            buried = tombstone(self.state, task_id)
+            if buried is not None:
+                raise Rejected("finished", f"task {task_id} is already {buried.state}")
+            raise Rejected("unknown_task", f"no task {task_id} is known")
+
+    def await_outcome(self, task_id: str, ask: Ask) -> Place | None:
+        """Answer `ask` when the task ends; for a finished task, return where its verdict is instead."""
+        if not self.leading:
+            raise Rejected("not_leader", "this orchestrator does not lead: ask again")
+        buried = tombstone(self.state, task_id)
+        if buried is not None and task_id not in self.state.tasks:
+            return buried.verdict
+        if task_id not in self.state.tasks and task_id not in self._proposed:
+            raise Rejected("unknown_task", f"no task {task_id} is known")
+        self._waiters.setdefault(task_id, []).append(ask)
+        return None
+
+    def give_up(self, task_id: str, ask: Ask) -> Outcome | None:
+        """The caller's time is over; None when it was answered meanwhile."""
+        asks = self._waiters.get(task_id, [])
+        if ask not in asks:
+            return None
+        asks.remove(ask)
+        if not asks:
+            del self._waiters[task_id]
+        task = self.state.tasks.get(task_id)
+        return Outcome(task_id, task.state if task else "queued", seq=self.state.seq, final=False)
+
+    # --- members ---
+
+    def heartbeat(self, beat: Heartbeat, now_ms: int) -> None:
+        """A process of members is alive; what it lists is compared with the fold once that is as new."""
+        self.links.heard(beat, self.state, now_ms)
+
+    def _start(self, task: Task, epoch: int) -> Start:
+        attempt = task.attempts[epoch]
+        return Start(
+            task.id,
+            epoch,
+            attempt.member,
+            task.agent,
+            task.input,
+            task.input_blob,
+            list(attempt.journal.values()),
+            task.children,
+            task.deadline_at_ms,
+            _left(task.budget.tokens, task.spent_tokens),
+            _left(task.budget.steps, task.spent_steps),
+            task.tenant,
+            task.priority,
+            task.labels,
+        )
+
+    def _resend_running(self, member: Member) -> None:
+        """A child swarm has a new delegate: hand it every live attempt again, under the same epochs."""
+        for task_id, epoch in member.running.items():
+            self.links.send(member, self._start(self.state.tasks[task_id], epoch))
+
+    def _reconcile(self) -> None:
+        """Compare listed attempts with the fold: what never arrived is requeued, what has no right is stopped."""
+        for link, missing, extra in self.links.compare(self.state):
+            for task_id, epoch in extra:
+                self.links.send_to(link, Stop(task_id, epoch))
+            for member, (task_id, epoch) in missing:
+                if member.kind == "swarm":
+                    self.links.send(member, self._start(self.state.tasks[task_id], epoch))
+                else:
+                    fact = Requeued(term=self.state.term, epoch=epoch, reason="undelivered")
+                    self._events.append(Event(task_id, fact))
+
+    # --- time and decisions ---
+
+    def tick(self, now_ms: int) -> None:
+        """Whatever time alone has made necessary."""
+        if not self.leading:
+            return
+        stall = now_ms - self._ticked_at_ms - self.settings.stall_ms
+        if stall > 0:
+            self.links.forgive(stall)
+        self._ticked_at_ms = now_ms
+        self._due(now_ms)
+        self._reconcile()
+        for member in self.links.lapsed(now_ms):
+            self._events.append(Event(member, MemberLost(term=self.state.term, member=member)))
+        if now_ms - self._settled_at_ms >= self.settings.settle_ms:
+            self._settle(now_ms)
+
+    def _due(self, now_ms: int) -> None:
+        while self._timers and self._timers[0][0] <= now_ms:
+            _, _, kind, task_id, epoch = heapq.heappop(self._timers)
+            task = self.state.tasks.get(task_id)
+            if task is None:
+                continue
+            if kind == "deadline" and task.deadline_at_ms <= now_ms:
+                self._events.append(Event(task_id, Expired(term=self.state.term)))
+            elif kind == "retry" and task.state == "backoff" and task.epoch == epoch:
+                fact = Requeued(term=self.state.term, epoch=epoch, reason="retry")
+                self._events.append(Event(task_id, fact))
+
+    def _timer(self, at_ms: int, kind: str, task_id: str, epoch: int) -> None:
+        self._timer_count += 1
+        heapq.heappush(self._timers, (at_ms, self._timer_count, kind, task_id, epoch))
+
+    def _settle(self, now_ms: int) -> None:
+        """Say in the log which outcomes were sent and how far the intake is folded, if that has moved."""
+        self._settled_at_ms = now_ms
+        intake = self.state.intake_seq
+        while intake + 1 in self._intake_folded:
+            intake += 1
+            self._intake_folded.discard(intake)
+        told = self.state.seq if self.state.untold and not self.outcomes and not self.owed else 0
+        if told or intake > self.state.intake_seq:
+            self._events.append(Event(self.state.swarm, Settled(term=self.state.term, told=told, intake=intake)))
+
+    @property
+    def intake_read(self) -> int:
+        """The last intake sequence that was handed in."""
+        return self._intake_read
+
+    def decide(self) -> list[Event]:
+        """Every event that is ready to be stored, placements included; called when the writer is free."""
+        if not self.leading:
+            return []
+        self._place()
+        events, self._events = self._events, []
+        return events
+
+    def dropped(self, events: list[Event], error: Rejected) -> None:
+        """These events could not be stored: undo what stood in for them and tell who asked."""
+        for event in events:
+            fact = event.data
+            if isinstance(fact, Assigned):
+                self._settle_overlay(event)
+            elif isinstance(fact, Submitted):
+                _, asks = self._proposed.pop(event.subject, ("", []))
+                failure = Failure(error.code, error.message)
+                self.answers.extend((ask, Receipt(error=failure)) for ask in asks)
+
+    def _place(self) -> None:
+        if not len(self._queue):
+            return
+        state, term = self.state, self.state.term
+        members = [m for m in state.members.values() if m.capacity and self.links.reachable(m)]
+        free = {m.id: m.capacity - len(m.running) - self._taken.get(m.id, 0) for m in members}
+        for task_id, member in self._queue.place(members, free, self.settings.placements_max):
+            task = state.tasks[task_id]
+            self._placing[task_id] = member.id
+            self._taken[member.id] = self._taken.get(member.id, 0) + 1
+            self._events.append(
+                Event(
+                    task_id,
+                    Assigned(
+                        term=term,
+                        epoch=task.epoch + 1,
+                        member=member.id,
+                        granted_tokens=_left(task.budget.tokens, task.spent_tokens),
+                        granted_steps=_left(task.budget.steps, task.spent_steps),
+                    ),
+                )
+            )
+
+    def waiting(self) -> dict[str, int]:
+        """How many tasks wait for each agent."""
+        return self._queue.waiting()
+
+
+def _left(limit: int, spent: int) -> int:
+    """What remains of a budget: 0 without a limit, -1 when nothing is left."""
+    return 0 if not limit else max(limit - spent, 0) or -1
+
+
+def outcome_of(ended: fx.Ended) -> Outcome:
+    """A verdict as its client hears it."""
+    task = ended.task
+    outcome = Outcome(task.id, ended.state, attempts=task.epoch, seq=ended.place[0], error=ended.failure)
+    if ended.state == "completed":
+        outcome.output, outcome.output_blob = ended.output, ended.output_blob
+    return outcome

@@ -1,0 +1,65 @@
+"""Dispatch between a leader and one process of members: numbered, acknowledged, repeated.
+
+The bus may lose, repeat and reorder. The sender keeps every batch until a heartbeat acknowledges it;
+the receiver takes batches strictly in order and starts anew with each term.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from swarmd.core.wire import Dispatch, Item
+
+
+class Sender:
+    """The leader's end, for one term; `taken` is what the receiver has already taken in it."""
+
+    def __init__(self, term: int, taken: int) -> None:
+        self._term = term
+        self._n = taken
+        self._unacked: deque[tuple[Dispatch, int]] = deque()
+        self.items: list[Item] = []
+
+    def batch(self, seq: int, now_ms: int) -> Dispatch | None:
+        """Everything queued as one numbered batch, or None."""
+        if not self.items:
+            return None
+        self._n += 1
+        dispatch = Dispatch(self._term, self._n, seq, self.items)
+        self.items = []
+        self._unacked.append((dispatch, now_ms))
+        return dispatch
+
+    def acknowledge(self, ack: int) -> None:
+        """The receiver took every batch up to `ack`."""
+        while self._unacked and self._unacked[0][0].n <= ack:
+            self._unacked.popleft()
+
+    def overdue(self, now_ms: int, after_ms: int) -> list[Dispatch]:
+        """Batches to send again: all unacknowledged ones once the oldest is older than `after_ms`."""
+        if not self._unacked or self._unacked[0][1] > now_ms - after_ms:
+            return []
+        again = [dispatch for dispatch, _ in self._unacked]
+        self._unacked = deque((dispatch, now_ms) for dispatch in again)
+        return again
+
+    def in_flight(self) -> list[Item]:
+        """Items that the other end may not have taken yet."""
+        return [item for dispatch, _ in self._unacked for item in dispatch.items] + self.items
+
+
+class Receiver:
+    """A member process's end."""
+
+    def __init__(self) -> None:
+        self.term = 0
+        self.ack = 0
+
+    def take(self, dispatch: Dispatch) -> list[Item]:
+        """The items of `dispatch` if it is the next one, else nothing."""
+        if dispatch.term > self.term:
+            self.term, self.ack = dispatch.term, 0
+        if dispatch.term != self.term or dispatch.n != self.ack + 1:
+            return []
+        self.ack = dispatch.n
+        return dispatch.items

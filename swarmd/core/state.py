@@ -1,0 +1,158 @@
+"""The state of a swarm: what the fold of its log has made true.
+
+Live tasks in full, finished ones as tombstones for a window, members, the current leader and the
+numbering of the log's writers. Plain structs: everything here goes into a snapshot as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from msgspec import Raw, Struct, field
+
+from swarmd.core.events import Budget, RetryPolicy
+
+#: Raised whenever `evolve` gives the same log another meaning: older snapshots are then not used.
+FOLD_VERSION: Final = 1
+
+TaskState = Literal["queued", "assigned", "suspended", "backoff", "completed", "dead", "cancelled", "expired"]
+TERMINAL: Final = frozenset({"completed", "dead", "cancelled", "expired"})
+Place = tuple[int, int]  #: (sequence of the commit, index of the event in it)
+
+
+class Limits(Struct, frozen=True):
+    """Bounds of a swarm; an event sets them, so that every replica obeys the same ones."""
+
+    live_tasks_max: int = 1_000_000
+    remembered_max: int = 250_000
+    dead_max: int = 10_000
+    losses_max: int = 10
+
+
+class Attempt(Struct):
+    """One try of a task: its member, and its branch of the journal (step key → place, in order)."""
+
+    epoch: int
+    member: str
+    journal: dict[str, Place]
+
+
+class Task(Struct):
+    """A live task. `attempts` holds the live epochs: none while it waits, two when hedged."""
+
+    id: str
+    agent: str
+    digest: str
+    submitted: Place
+    input: Raw
+    state: TaskState = "queued"
+    epoch: int = 0
+    failures: int = 0
+    losses: int = 0
+    spent_tokens: int = 0
+    spent_steps: int = 0
+    retry_after_ms: int = 0
+    input_blob: str = ""
+    priority: int = 0
+    deadline_at_ms: int = 0
+    tenant: str = ""
+    parent: str = ""
+    reply: str = ""
+    packed: bool = False
+    retry: RetryPolicy = RetryPolicy()
+    budget: Budget = Budget()
+    labels: dict[str, str] = field(default_factory=dict)
+    requires: dict[str, str] = field(default_factory=dict)
+    attempts: dict[int, Attempt] = field(default_factory=dict)
+    journal: dict[str, Place] = field(default_factory=dict)
+    children: dict[str, Place | None] = field(default_factory=dict)
+    waits: list[str] = field(default_factory=list)
+
+
+class Tombstone(Struct, frozen=True):
+    """What is remembered of a finished task: enough to answer a repeated id and to find its verdict."""
+
+    digest: str
+    state: TaskState
+    verdict: Place
+
+
+class Member(Struct):
+    """A worker node or a child swarm. `running` are its live attempts, task → epoch."""
+
+    id: str
+    kind: Literal["node", "swarm"]
+    role: str
+    writer: str
+    boot: str
+    agents: list[str]
+    capacity: int
+    node: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    running: dict[str, int] = field(default_factory=dict)
+
+
+class WriterWindow(Struct):
+    """Which commit numbers of one writer's boot are folded: all up to `high` but the holes in `missing`."""
+
+    high: int = 0
+    missing: list[int] = field(default_factory=list)
+    last_seq: int = 0
+
+
+class Untold(Struct):
+    """An outcome owed to a `reply` subject until a `Settled` event discharges it."""
+
+    task: str
+    reply: str
+    packed: bool
+    seq: int
+
+
+class Counters(Struct):
+    """What the fold turned away, by reason, and what it has counted since the log began."""
+
+    submitted: int = 0
+    completed: int = 0
+    dead: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    refused: int = 0
+    steps: int = 0
+    ignored: dict[str, int] = field(default_factory=dict)
+    garbage: int = 0
+    gaps: int = 0
+
+
+class SwarmState(Struct):
+    """Everything the log of one swarm says, up to and including sequence `seq`."""
+
+    swarm: str
+    seq: int = 0
+    message_id: str = ""
+    term: int = 0
+    leader_writer: str = ""
+    leader_boot: str = ""
+    limits: Limits = Limits()
+    tasks: dict[str, Task] = field(default_factory=dict)
+    dead: dict[str, Task] = field(default_factory=dict)
+    tombstones: dict[str, Tombstone] = field(default_factory=dict)
+    older_tombstones: dict[str, Tombstone] = field(default_factory=dict)
+    youngest: str = ""
+    older_youngest: str = ""
+    forgotten: str = ""
+    members: dict[str, Member] = field(default_factory=dict)
+    writers: dict[str, WriterWindow] = field(default_factory=dict)
+    untold: list[Untold] = field(default_factory=list)
+    intake_seq: int = 0
+    counters: Counters = field(default_factory=Counters)
+
+
+def tombstone(state: SwarmState, task: str) -> Tombstone | None:
+    """The tombstone of a finished task, while it is remembered."""
+    return state.tombstones.get(task) or state.older_tombstones.get(task)
+
+
+def live_attempt(task: Task) -> Attempt | None:
+    """The newest live attempt of a task."""
+    return task.attempts[max(task.attempts)] if task.attempts else None

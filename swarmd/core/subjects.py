@@ -1,0 +1,83 @@
+"""Every subject and stream name, in one place (docs/protocol.md describes what travels on each)."""
+
+from __future__ import annotations
+
+
+def log_stream(swarm: str) -> str:
+    return f"LOG_{swarm}"
+
+
+def intake_stream(swarm: str) -> str:
+    return f"INTAKE_{swarm}"
+
+
+def blob_stream(swarm: str) -> str:
+    return f"BLOB_{swarm}"
+
+
+def snapshot_stream(swarm: str) -> str:
+    return f"SNAP_{swarm}"
+
+
+def lease_stream(swarm: str) -> str:
+    return f"LEASE_{swarm}"
+
+
+def memory_stream(memory: str) -> str:
+    return f"MEM_{memory}"
+
+
+def log(swarm: str, role: str, writer: str) -> str:
+    return f"swarm.{swarm}.log.{role}.{writer}"
+
+
+def log_all(swarm: str) -> str:
+    return f"swarm.{swarm}.log.>"
+
+
+def submit(swarm: str) -> str:
+    return f"swarm.{swarm}.submit"
+
+
+def blob(swarm: str, digest: str, chunk: int | str) -> str:
+    return f"swarm.{swarm}.blob.{digest}.{chunk}"
+
+
+def snapshot(swarm: str) -> str:
+    return f"swarm.{swarm}.snap"
+
+
+def lease(swarm: str) -> str:
+    return f"swarm.{swarm}.lease"
+
+
+def ctl(swarm: str, verb: str) -> str:
+    return f"swarm.{swarm}.ctl.{verb}"
+
+
+def find(swarm: str, verb: str) -> str:
+    return f"swarm.{swarm}.find.{verb}"
+
+
+def dispatch(swarm: str, role: str, writer: str, boot: str) -> str:
+    return f"swarm.{swarm}.dispatch.{role}.{writer}.{boot}"
+
+
+def health(swarm: str, writer: str, boot: str) -> str:
+    return f"swarm.{swarm}.health.{writer}.{boot}"
+
+
+def beat(swarm: str) -> str:
+    return f"swarm.{swarm}.beat"
+
+
+def event(swarm: str, task: str, kind: str) -> str:
+    return f"swarm.{swarm}.event.{task}.{kind}"
+
+
+def memory_log(memory: str, role: str, writer: str) -> str:
+    return f"memory.{memory}.log.{role}.{writer}"
+
+
+def memory_verb(memory: str, verb: str) -> str:
+    return f"memory.{memory}.{verb}"

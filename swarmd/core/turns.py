@@ -1,0 +1,65 @@
+"""What a model is asked and what it answers, in terms that no provider owns.
+
+A conversation is a list of turns. Nothing here knows HTTP, a vendor or a price.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct, field
+
+Role = Literal["system", "user", "assistant", "tool"]
+Finish = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+class ToolSpec(Struct, frozen=True, omit_defaults=True):
+    """A tool as a model sees it; `parameters` is a JSON Schema of an object."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+class ToolCall(Struct, omit_defaults=True):
+    """A model's wish to call a tool; `id` pairs it with its result turn."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+class Turn(Struct, omit_defaults=True):
+    """One entry of a conversation; `tool_call_id` is set on role `tool` only."""
+
+    role: Role
+    content: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    tool_call_id: str = ""
+
+
+class Usage(Struct, omit_defaults=True):
+    """Tokens billed by a provider, or counted by us as characters / 4 when `estimated`."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    estimated: bool = False
+
+
+class ModelRequest(Struct, omit_defaults=True):
+    """One call of a model. `temperature` and `max_output_tokens` of None leave the provider's default."""
+
+    turns: list[Turn]
+    tools: list[ToolSpec] = field(default_factory=list)
+    temperature: float | None = None
+    max_output_tokens: int | None = None
+
+
+class ModelReply(Struct, omit_defaults=True):
+    """A validated answer: text, tool calls or both; `model` names what really answered."""
+
+    text: str
+    finish: Finish
+    model: str
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)

@@ -1,0 +1,196 @@
+"""What travels on subjects but is not stored: dispatch, heartbeats, beacons, requests and outcomes.
+
+All of it is JSON (docs/protocol.md). Unknown fields are refused where people or programs write the
+message, and ignored where swarmd's own processes of different versions talk to each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET, Raw, Struct, UnsetType, field
+
+from swarmd.core.events import NULL, Budget, Failure, RetryPolicy
+from swarmd.core.state import Place, TaskState
+
+# --- what clients write ----------------------------------------------------------------------------
+
+
+class Submission(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A wish for a task, as any client writes it. Only `agent` is required."""
+
+    agent: str
+    input: Raw = NULL
+    id: str = ""
+    priority: int = 0
+    timeout_ms: int = 0
+    tenant: str = ""
+    retry: RetryPolicy = RetryPolicy()
+    budget: Budget = Budget()
+    labels: dict[str, str] = field(default_factory=dict)
+    requires: dict[str, str] = field(default_factory=dict)
+    reply: str = ""
+    input_blob: str = ""
+
+
+class TaskQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Names a task; `timeout_ms` is how long `ctl.result` may wait for its verdict."""
+
+    task: str
+    timeout_ms: int = 0
+    reason: str = ""
+
+
+class Receipt(Struct, omit_defaults=True):
+    """The answer to a submission: `task` when it was accepted, `error` when it was not."""
+
+    task: str = ""
+    error: Failure | UnsetType = UNSET
+
+
+class Outcome(Struct, omit_defaults=True):
+    """A task's verdict for its client, or its state so far while `final` is false."""
+
+    task: str
+    state: TaskState
+    output: Raw | UnsetType = UNSET
+    output_blob: str = ""
+    error: Failure | UnsetType = UNSET
+    attempts: int = 0
+    seq: int = 0
+    final: bool = True
+
+
+class TaskStatus(Struct, omit_defaults=True):
+    """A task as the fold sees it; `waiting_for` says in words why it does not run."""
+
+    task: str
+    state: TaskState
+    agent: str = ""
+    member: str = ""
+    epoch: int = 0
+    failures: int = 0
+    steps: int = 0
+    children: int = 0
+    waiting_for: str = ""
+    seq: int = 0
+
+
+class MemberStatus(Struct, omit_defaults=True):
+    """A member as the leader sees it; `heard_ms` is the age of its last heartbeat."""
+
+    member: str
+    kind: str
+    node: str
+    agents: list[str]
+    capacity: int
+    running: int
+    heard_ms: int
+    reachable: bool
+
+
+class SwarmStatus(Struct, omit_defaults=True):
+    """A swarm at one sequence of its log."""
+
+    swarm: str
+    seq: int
+    term: int
+    leader: str
+    tasks: dict[str, int]
+    counters: dict[str, Any]
+    members: list[MemberStatus]
+    waiting: dict[str, int]
+    refusing: str = ""
+
+
+# --- leader to members -----------------------------------------------------------------------------
+
+
+class Start(Struct, omit_defaults=True, tag_field="op", tag="start"):
+    """Run this attempt. `journal` and `children` are places in the log: read them before resuming."""
+
+    task: str
+    epoch: int
+    member: str
+    agent: str
+    input: Raw = NULL
+    input_blob: str = ""
+    journal: list[Place] = field(default_factory=list)
+    children: dict[str, Place | None] = field(default_factory=dict)
+    deadline_at_ms: int = 0
+    granted_tokens: int = 0
+    granted_steps: int = 0
+    tenant: str = ""
+    priority: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+class Stop(Struct, tag_field="op", tag="stop"):
+    """This attempt has no right to go on."""
+
+    task: str
+    epoch: int
+
+
+class ChildDone(Struct, tag_field="op", tag="child_done"):
+    """A child of this running attempt has its verdict at `place`."""
+
+    task: str
+    child: str
+    place: Place
+
+
+class Report(Struct, tag_field="op", tag="report"):
+    """List every running attempt in a heartbeat, now."""
+
+
+class Rejoin(Struct, tag_field="op", tag="rejoin"):
+    """The log does not know your members: join again."""
+
+
+Item = Start | Stop | ChildDone | Report | Rejoin
+
+
+class Dispatch(Struct):
+    """Numbered from 1 per term and process, acknowledged by heartbeats; `seq` is the leader's fold."""
+
+    term: int
+    n: int
+    seq: int
+    items: list[Item]
+
+
+class Beat(Struct):
+    """The leader's beacon: who leads, and how far its fold is."""
+
+    term: int
+    seq: int
+    leader: str
+
+
+# --- members to leader -----------------------------------------------------------------------------
+
+
+class Heartbeat(Struct, omit_defaults=True):
+    """A process is alive: `ack` is the last dispatch it took in `term`, `seq` its writer's last receipt.
+
+    `running` counts attempts per member; `listed` names them all, when asked to. An attempt is
+    listed until its last report is acknowledged.
+    """
+
+    role: str
+    writer: str
+    boot: str
+    term: int
+    ack: int
+    seq: int
+    running: dict[str, int]
+    listed: list[tuple[str, int]] | None = None
+
+
+class StoreHealth(Struct, omit_defaults=True):
+    """Bytes of the stores that an observer looks after, against their limits."""
+
+    store: str
+    bytes: int
+    bytes_max: int

@@ -1,0 +1,178 @@
+"""The boundaries of a role, as Protocols. Adapters and fakes implement them; core knows none of them.
+
+Every await here is bounded by its implementation: it returns or raises `Rejected` or `Fault`, it never hangs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from msgspec import Struct, field
+
+from swarmd.core.codec import Record
+from swarmd.core.turns import ModelReply, ModelRequest, ToolSpec
+
+
+class Model(Protocol):
+    """One LLM, or the offline extractive model."""
+
+    name: str
+
+    async def complete(self, request: ModelRequest) -> ModelReply:
+        """Return a validated reply. Raises `Fault` where another try may help, `Rejected` where it will not."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Tool(Protocol):
+    """A function that a model may call. `timeout_ms` and `output_bytes_max` are enforced by the caller."""
+
+    spec: ToolSpec
+    timeout_ms: int
+    output_bytes_max: int
+
+    async def call(self, arguments: dict[str, Any]) -> str:
+        """Return text for the model. Raises `Rejected` for bad arguments, `Fault` for a failing world."""
+        ...
+
+
+class Embedder(Protocol):
+    """Text to a unit vector. Two stores built with different `id`s must never be mixed."""
+
+    id: str
+    dimension: int
+
+    def embed(self, texts: Sequence[str]) -> list[list[float]]: ...
+
+
+class Memory(Struct, omit_defaults=True):
+    """One remembered passage; `seq` is its place in the memory log (0 before it is stored there)."""
+
+    id: str
+    text: str
+    source: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    author: str = ""
+    task: str = ""
+    seq: int = 0
+
+
+class Passage(Struct, omit_defaults=True):
+    """A recalled memory; `score` is a fused rank score: only its order means something."""
+
+    memory: Memory
+    score: float
+
+
+class RecallQuery(Struct, omit_defaults=True):
+    """What to recall: the nearest `k` by words and by vector whose labels all equal those given."""
+
+    text: str
+    k: int = 5
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+class MemoryStore(Protocol):
+    """The searchable projection of a memory log. One caller writes; upserts are idempotent by memory id."""
+
+    async def open(self) -> int:
+        """Open or create; return the sequence up to which the log is applied (0 when empty)."""
+        ...
+
+    async def apply(self, memories: Sequence[Memory], forgotten: Sequence[str], upto: int) -> None:
+        """Upsert and delete, then record that the log is applied up to sequence `upto`."""
+        ...
+
+    async def search(self, queries: Sequence[RecallQuery]) -> list[list[Passage]]: ...
+
+    async def count(self) -> int: ...
+
+    async def close(self) -> None: ...
+
+
+class Received(Struct):
+    """A message of the bus."""
+
+    subject: str
+    payload: bytes
+    reply: str = ""
+
+
+class Subscription(Protocol):
+    async def close(self) -> None: ...
+
+
+class Bus(Protocol):
+    """Subjects: at most once, may lose, repeat and reorder. Only the log is believed."""
+
+    async def publish(self, subject: str, payload: bytes, reply: str = "") -> None: ...
+
+    async def request(self, subject: str, payload: bytes, timeout_ms: int) -> bytes:
+        """One answer, or `Fault("no_responders" | "timeout" | "disconnected")`."""
+        ...
+
+    async def subscribe(self, subject: str, on_message: Callable[[Received], None], queue: str = "") -> Subscription:
+        """`on_message` runs on the read loop: it must return at once."""
+        ...
+
+
+class Stored(Struct):
+    """The broker's receipt. Stored is not accepted: only the fold accepts."""
+
+    seq: int
+    duplicate: bool = False
+
+
+class Log(Protocol):
+    """One log stream: append commits, read them by sequence, follow them from a sequence on."""
+
+    async def append(self, subject: str, payload: bytes, message_id: str, seen: int) -> Stored:
+        """Store one commit; repeats after a lost receipt with the same message id.
+
+        Raises `Rejected("log_full" | "too_large")`, or `Fault` when the broker stayed silent for too long.
+        """
+        ...
+
+    async def read(self, seqs: Sequence[int]) -> list[Record]:
+        """The records at these sequences, in the order asked; a missing one raises `Fault("missing_sequence")`."""
+        ...
+
+    async def last_seq(self) -> int: ...
+
+    async def follow(self, after: int, on_records: Callable[[list[Record]], Awaitable[None]]) -> None:
+        """Deliver every record after sequence `after`, in order and without gaps, until cancelled.
+
+        Survives broker restarts. Raises `Fault("gap")` when the stream no longer holds what comes next.
+        """
+        ...
+
+
+class Blobs(Protocol):
+    """Content-addressed payloads too large for the log; a reader checks the hash."""
+
+    async def put(self, payload: bytes) -> str:
+        """Store and return the SHA-256 in hex. Raises `Rejected("blobs_full")`."""
+        ...
+
+    async def get(self, digest: str) -> bytes:
+        """Raises `Rejected("blob_missing" | "blob_corrupt")`."""
+        ...
+
+
+class Clock(Protocol):
+    """Milliseconds since the Unix epoch that never run backwards within a process."""
+
+    def now_ms(self) -> int: ...
+
+    async def sleep(self, delay_ms: int) -> None: ...
+
+
+class Entropy(Protocol):
+    """Randomness, kept at one door so that tests can hold it."""
+
+    def bits(self, count: int) -> int: ...
+
+
+Labels = Mapping[str, str]
