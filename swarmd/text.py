@@ -80,7 +80,7 @@ def words(text: str) -> list[str]:
 
 @cache
 def _stemmer() -> tuple[Any, threading.Lock]:
-    import snowballstemmer  # type: ignore[import-untyped]  # only where words are ranked: others need not load it
+    import snowballstemmer  # only where words are ranked: others need not load it
 
     return snowballstemmer.stemmer("english"), threading.Lock()
 
