@@ -119,7 +119,7 @@ async def _connect_once(
         elif events.on_error is not None:
             await events.on_error(error)
         else:
-            log.warning("NATS connection %s: %s", name, error or type(error).__name__)
+            log.warning("NATS connection %s: %s", name, str(error) or type(error).__name__)
 
     try:
         # With reconnecting on, the library would try a wrong password for ever.
@@ -227,7 +227,7 @@ def _tls_context(settings: NatsSettings) -> ssl.SSLContext:
             context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
     except ssl.SSLError as error:
         files = ", ".join(filter(None, (settings.tls_ca, settings.tls_cert, settings.tls_key)))
-        raise Rejected("tls_failed", f"no usable certificate or key in {files}: {error.reason or error}") from error
+        raise Rejected("tls_failed", f"no usable certificate or key in {files}: {error.reason or str(error)}") from error
     return context
 
 
@@ -267,7 +267,7 @@ def _unreachable(where: str, cause: BaseException) -> SwarmdError:
     elif isinstance(cause, TimeoutError):
         why = "it does not answer; check address and firewall, and whether the port speaks NATS"
     else:
-        why = f"{cause or type(cause).__name__}; check the address given with --nats"
+        why = f"{str(cause) or type(cause).__name__}; check the address given with --nats"
     return Fault("broker_unreachable", f"cannot reach the broker at {where}: {why}")
 
 
@@ -275,5 +275,5 @@ def _tls_failed(where: str, error: ssl.SSLError) -> Rejected:
     if isinstance(error, ssl.SSLCertVerificationError):
         why = f"its certificate is not trusted ({error.verify_message}); give its authority with --tls-ca FILE"
     else:
-        why = f"{error.reason or error}; check --tls-cert and --tls-key, and whether the broker expects TLS"
+        why = f"{error.reason or str(error)}; check --tls-cert and --tls-key, and whether the broker expects TLS"
     return Rejected("tls_failed", f"no secure connection to {where}: {why}")

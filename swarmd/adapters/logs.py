@@ -1,0 +1,127 @@
+"""How log lines look: text for people, JSON lines for machines, both on stderr and without secrets.
+
+Job: configure the standard `logging` once per process. Fields that name what a line is about (`FIELDS`) travel by
+`extra={"task": ..., "seq": ...}`. Invariant: no configured secret is ever written, wherever it came from, even inside
+a traceback. Must not know who logs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from swarmd.core.errors import Rejected
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+FIELDS = ("role", "swarm", "member", "task", "seq", "term", "epoch")
+HIDDEN = "[hidden]"
+SECRET_CHARS_MIN = 6
+"""Shorter values would blank out ordinary words."""
+
+Format = Literal["text", "json"]
+
+
+def configure_logs(
+    format: Format = "text",
+    level: str = "info",
+    *,
+    secrets: Iterable[str] = (),
+    stream: TextIO | None = None,
+    **fields: str,
+) -> None:
+    """Send all logging to stderr (or `stream`); `fields` are added to every line, such as role="worker".
+
+    Raises `Rejected("bad_log_setting")`. Calling it again replaces what the last call set.
+    """
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise Rejected("bad_log_setting", f"log level {level!r} is none of debug, info, warning, error")
+    if format not in ("text", "json"):
+        raise Rejected("bad_log_setting", f"log format {format!r} is none of text, json")
+    unknown = sorted(set(fields) - set(FIELDS))
+    if unknown:
+        raise Rejected("bad_log_setting", f"no log field {unknown[0]!r}; there are {', '.join(FIELDS)}")
+    writer = logging.StreamHandler(stream or sys.stderr)
+    writer.setFormatter(_Redacting(_JsonLines(fields) if format == "json" else _TextLines(fields), secrets))
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        if getattr(old, "swarmd", False):
+            root.removeHandler(old)
+    writer.swarmd = True  # type: ignore[attr-defined]  # so that only ours is replaced
+    root.addHandler(writer)
+    root.setLevel(number)
+    logging.captureWarnings(True)
+
+
+class _TextLines(logging.Formatter):
+    """`12:30:01.250 INFO  swarmd.roles.worker: took a task [member=… task=… seq=…]`, in UTC."""
+
+    def __init__(self, fields: dict[str, str]) -> None:
+        super().__init__()
+        self._fields = fields
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = _when(record).strftime("%H:%M:%S.%f")[:-3]
+        about = " ".join(f"{name}={value}" for name, value in _about(record, self._fields).items())
+        line = f"{when} {record.levelname:<7} {record.name}: {record.getMessage()}{f' [{about}]' if about else ''}"
+        return line + _trace(self, record)
+
+
+class _JsonLines(logging.Formatter):
+    """One object per line: `time`, `level`, `logger`, `message`, the fields, and `error` with the traceback."""
+
+    def __init__(self, fields: dict[str, str]) -> None:
+        super().__init__()
+        self._fields = fields
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": _when(record).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_about(record, self._fields),
+        }
+        trace = _trace(self, record).strip()
+        if trace:
+            line["error"] = trace
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class _Redacting(logging.Formatter):
+    """Hides secrets in the finished line, so that no argument, field or traceback can carry one past it."""
+
+    def __init__(self, inner: logging.Formatter, secrets: Iterable[str]) -> None:
+        super().__init__()
+        self._inner = inner
+        plain = {secret for secret in secrets if len(secret) >= SECRET_CHARS_MIN}
+        escaped = {json.dumps(secret, ensure_ascii=False)[1:-1] for secret in plain}
+        forms = plain | escaped | {repr(secret)[1:-1] for secret in plain}
+        self._secrets = sorted(forms, key=len, reverse=True)
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = self._inner.format(record)
+        for secret in self._secrets:
+            line = line.replace(secret, HIDDEN)
+        return line
+
+
+def _when(record: logging.LogRecord) -> datetime:
+    return datetime.fromtimestamp(record.created, tz=UTC)
+
+
+def _about(record: logging.LogRecord, fields: dict[str, str]) -> dict[str, Any]:
+    own = {name: getattr(record, name) for name in FIELDS if getattr(record, name, None) not in (None, "")}
+    return {**fields, **own}
+
+
+def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    lines = [formatter.formatException(record.exc_info)] if record.exc_info else []
+    if record.stack_info:
+        lines.append(record.stack_info)
+    return "".join("\n" + text for text in lines)
