@@ -47,7 +47,7 @@ def configure_logs(
     if unknown:
         raise Rejected("bad_log_setting", f"no log field {unknown[0]!r}; there are {', '.join(FIELDS)}")
     writer = logging.StreamHandler(stream or sys.stderr)
-    writer.setFormatter(_Redacting(_JsonLines(fields) if format == "json" else _TextLines(fields), secrets))
+    writer.setFormatter((_JsonLines if format == "json" else _TextLines)(fields, secrets))
     root = logging.getLogger()
     for old in root.handlers[:]:
         if getattr(old, "swarmd", False):
@@ -58,70 +58,63 @@ def configure_logs(
     logging.captureWarnings(True)
 
 
-class _TextLines(logging.Formatter):
-    """`12:30:01.250 INFO  swarmd.roles.worker: took a task [member=… task=… seq=…]`, in UTC."""
+class _Lines(logging.Formatter):
+    """What both forms share: the parts of a line, each with its secrets hidden before it is laid out."""
 
-    def __init__(self, fields: dict[str, str]) -> None:
+    def __init__(self, fields: dict[str, str], secrets: Iterable[str]) -> None:
         super().__init__()
         self._fields = fields
+        plain = {secret for secret in secrets if len(secret) >= SECRET_CHARS_MIN}
+        # A secret with quotes or backslashes looks different once it was shown by repr or as JSON.
+        shown = {repr(secret)[1:-1] for secret in plain} | {json.dumps(secret)[1:-1] for secret in plain}
+        shown |= {json.dumps(secret, ensure_ascii=False)[1:-1] for secret in plain}
+        self._secrets = sorted(plain | shown, key=len, reverse=True)
+
+    def hide(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        return text
+
+    def message(self, record: logging.LogRecord) -> str:
+        return self.hide(record.getMessage())
+
+    def about(self, record: logging.LogRecord) -> dict[str, Any]:
+        own = {name: getattr(record, name) for name in FIELDS if getattr(record, name, None) not in (None, "")}
+        hidden = {name: value if isinstance(value, int) else self.hide(str(value)) for name, value in own.items()}
+        return {**self._fields, **hidden}
+
+    def trace(self, record: logging.LogRecord) -> str:
+        parts = [self.formatException(record.exc_info)] if record.exc_info else []
+        return self.hide("\n".join([*parts, *([record.stack_info] if record.stack_info else [])]))
+
+
+class _TextLines(_Lines):
+    """`12:30:01.250 INFO    swarmd.roles.worker: took a task [member=… task=… seq=…]`, in UTC."""
 
     def format(self, record: logging.LogRecord) -> str:
         when = _when(record).strftime("%H:%M:%S.%f")[:-3]
-        about = " ".join(f"{name}={value}" for name, value in _about(record, self._fields).items())
-        line = f"{when} {record.levelname:<7} {record.name}: {record.getMessage()}{f' [{about}]' if about else ''}"
-        return line + _trace(self, record)
+        about = " ".join(f"{name}={value}" for name, value in self.about(record).items())
+        line = f"{when} {record.levelname:<7} {record.name}: {self.message(record)}{f' [{about}]' if about else ''}"
+        trace = self.trace(record)
+        return f"{line}\n{trace}" if trace else line
 
 
-class _JsonLines(logging.Formatter):
+class _JsonLines(_Lines):
     """One object per line: `time`, `level`, `logger`, `message`, the fields, and `error` with the traceback."""
-
-    def __init__(self, fields: dict[str, str]) -> None:
-        super().__init__()
-        self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "time": _when(record).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
-            **_about(record, self._fields),
+            "message": self.message(record),
+            **self.about(record),
         }
-        trace = _trace(self, record).strip()
+        trace = self.trace(record)
         if trace:
             line["error"] = trace
-        return json.dumps(line, ensure_ascii=False, default=str)
-
-
-class _Redacting(logging.Formatter):
-    """Hides secrets in the finished line, so that no argument, field or traceback can carry one past it."""
-
-    def __init__(self, inner: logging.Formatter, secrets: Iterable[str]) -> None:
-        super().__init__()
-        self._inner = inner
-        plain = {secret for secret in secrets if len(secret) >= SECRET_CHARS_MIN}
-        escaped = {json.dumps(secret, ensure_ascii=False)[1:-1] for secret in plain}
-        forms = plain | escaped | {repr(secret)[1:-1] for secret in plain}
-        self._secrets = sorted(forms, key=len, reverse=True)
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = self._inner.format(record)
-        for secret in self._secrets:
-            line = line.replace(secret, HIDDEN)
-        return line
+        return json.dumps(line, ensure_ascii=False)
 
 
 def _when(record: logging.LogRecord) -> datetime:
     return datetime.fromtimestamp(record.created, tz=UTC)
-
-
-def _about(record: logging.LogRecord, fields: dict[str, str]) -> dict[str, Any]:
-    own = {name: getattr(record, name) for name in FIELDS if getattr(record, name, None) not in (None, "")}
-    return {**fields, **own}
-
-
-def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    lines = [formatter.formatException(record.exc_info)] if record.exc_info else []
-    if record.stack_info:
-        lines.append(record.stack_info)
-    return "".join("\n" + text for text in lines)

@@ -8,6 +8,7 @@ Must not know subjects, streams or roles.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import logging
 import socket
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 PENDING_BYTES = 64 * 1024 * 1024
 RECONNECT_WAIT_S = 0.2
+ABANDON_S = 0.5
 PING_S = 5
 """With two missed pings a dead peer is noticed after 10 to 15 s; the library's default takes minutes."""
 
@@ -151,11 +153,14 @@ def _refuse_plain(client: Client, options: dict[str, Any]) -> None:
 
 
 async def _abandon(client: Client) -> None:
-    """Let go of a half-open connection without any callback."""
+    """Let go of a half-open connection without any callback; after a failed TLS handshake closing never ends."""
     client._disconnected_cb = client._closed_cb = None
-    await client.close()
-    if client._transport is not None:
-        client._transport.close()  # type: ignore[no-untyped-call]
+    writer = getattr(client._transport, "_io_writer", None)
+    if writer is not None:
+        writer.transport.abort()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(ABANDON_S):
+            await client.close()
 
 
 def _options(settings: NatsSettings, events: ConnectionEvents) -> dict[str, Any]:
@@ -227,7 +232,9 @@ def _tls_context(settings: NatsSettings) -> ssl.SSLContext:
             context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
     except ssl.SSLError as error:
         files = ", ".join(filter(None, (settings.tls_ca, settings.tls_cert, settings.tls_key)))
-        raise Rejected("tls_failed", f"no usable certificate or key in {files}: {error.reason or str(error)}") from error
+        raise Rejected(
+            "tls_failed", f"no usable certificate or key in {files}: {error.reason or str(error)}"
+        ) from error
     return context
 
 
