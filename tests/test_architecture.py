@@ -48,6 +48,8 @@ LIBRARIES = {
     "openai": {"adapters"},
     "pymilvus": {"adapters"},
     "grpc": {"adapters"},
+    "aiohttp": {"adapters"},
+    "yarl": {"adapters"},
     "milvus_lite": {"adapters"},
     "prometheus_client": {"adapters"},
     "uvloop": {"edges"},
