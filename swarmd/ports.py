@@ -6,12 +6,13 @@ Every await here is bounded by its implementation: it returns or raises `Rejecte
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct, field
 
-from swarmd.core.codec import Record
-from swarmd.core.turns import ModelReply, ModelRequest, ToolSpec
+if TYPE_CHECKING:
+    from swarmd.core.codec import Record
+    from swarmd.core.turns import ModelReply, ModelRequest, ToolSpec
 
 
 class Model(Protocol):
@@ -149,6 +150,24 @@ class Log(Protocol):
         ...
 
 
+class Intake(Protocol):
+    """The stream of raw submissions: followed like a log, emptied once the log has taken them over."""
+
+    async def follow(self, after: int, on_records: Callable[[list[Record]], Awaitable[None]]) -> None: ...
+
+    async def purge(self, upto: int) -> None: ...
+
+
+class Lease(Protocol):
+    """Who should lead: a hint with a time to live. The term in the log is the fence."""
+
+    async def acquire(self) -> bool: ...
+
+    async def renew(self) -> bool: ...
+
+    async def release(self) -> None: ...
+
+
 class Blobs(Protocol):
     """Content-addressed payloads too large for the log; a reader checks the hash."""
 
@@ -159,6 +178,32 @@ class Blobs(Protocol):
     async def get(self, digest: str) -> bytes:
         """Raises `Rejected("blob_missing" | "blob_corrupt")`."""
         ...
+
+
+class Probe(Protocol):
+    """What a role tells whoever measures it; never a reason to fail."""
+
+    def committed(self, events: int, size: int, took_ms: int) -> None: ...
+
+    def folded(self, seq: int, events: int) -> None: ...
+
+    def trouble(self, where: str, error: Exception) -> None:
+        """Something failed and will be tried again."""
+        ...
+
+    def incident(self, what: str) -> None:
+        """Something an operator must know."""
+        ...
+
+
+class Snapshots(Protocol):
+    """The newest saved states of a swarm."""
+
+    async def load(self) -> list[bytes]:
+        """The saved states, newest first; damaged or missing ones are left out."""
+        ...
+
+    async def save(self, payload: bytes) -> None: ...
 
 
 class Clock(Protocol):

@@ -8,6 +8,7 @@ writer in the subject `….log.<role>.<writer>`. What cannot be read is never an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
@@ -80,6 +81,11 @@ def pack(parts: list[bytes]) -> bytes:
 def message_id(boot: str, n: int) -> str:
     """The commit's key: `boot` is unguessable, so that no other writer can use up the id."""
     return f"{boot}.{n}"
+
+
+def rfc3339(now_ms: int) -> str:
+    """Milliseconds since the epoch as CloudEvents wants its `time`."""
+    return datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Codec:

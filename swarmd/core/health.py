@@ -6,12 +6,15 @@ lapses, worker nodes are declared lost; a child swarm is only unreachable, since
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from swarmd.core.link import Sender
-from swarmd.core.state import Member, SwarmState
 from swarmd.core.wire import Dispatch, Heartbeat, Item, Rejoin, Report, Start
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from swarmd.core.state import Member, SwarmState
 
 LinkKey = tuple[str, str, str]
 Pair = tuple[str, int]  #: (task, epoch)

@@ -35,8 +35,9 @@ from swarmd.core.events import (
 from swarmd.core.evolve import apply
 from swarmd.core.health import Links
 from swarmd.core.ids import is_uuid7
+from swarmd.core.outcomes import outcome_of
 from swarmd.core.placement import Queue
-from swarmd.core.state import Limits, Member, Place, SwarmState, Task, tombstone
+from swarmd.core.state import Limits, Member, SwarmState, Task, Tombstone, tombstone
 from swarmd.core.wire import ChildDone, Heartbeat, Outcome, Receipt, Start, Stop, Submission
 
 #: A caller waiting for an answer; the shell knows what is behind it.
@@ -60,7 +61,7 @@ class OwedOutcome(Struct, frozen=True):
     task: str
     reply: str
     packed: bool
-    place: Place
+    buried: Tombstone
 
 
 class Leader:
@@ -228,7 +229,7 @@ class Leader:
         for untold in state.untold:
             buried = tombstone(state, untold.task)
             if buried is not None:
-                self.owed.append(OwedOutcome(untold.task, untold.reply, untold.packed, buried.verdict))
+                self.owed.append(OwedOutcome(untold.task, untold.reply, untold.packed, buried))
 
     # --- commands ---
 
@@ -333,13 +334,13 @@ class Leader:
                 raise Rejected("finished", f"task {task_id} is already {buried.state}")
             raise Rejected("unknown_task", f"no task {task_id} is known")
 
-    def await_outcome(self, task_id: str, ask: Ask) -> Place | None:
-        """Answer `ask` when the task ends; for a finished task, return where its verdict is instead."""
+    def await_outcome(self, task_id: str, ask: Ask) -> Tombstone | None:
+        """Answer `ask` when the task ends; for a finished task, return its tombstone instead."""
         if not self.leading:
             raise Rejected("not_leader", "this orchestrator does not lead: ask again")
         buried = tombstone(self.state, task_id)
         if buried is not None and task_id not in self.state.tasks:
-            return buried.verdict
+            return buried
         if task_id not in self.state.tasks and task_id not in self._proposed:
             raise Rejected("unknown_task", f"no task {task_id} is known")
         self._waiters.setdefault(task_id, []).append(ask)
@@ -497,12 +498,3 @@ class Leader:
 def _left(limit: int, spent: int) -> int:
     """What remains of a budget: 0 without a limit, -1 when nothing is left."""
     return 0 if not limit else max(limit - spent, 0) or -1
-
-
-def outcome_of(ended: fx.Ended) -> Outcome:
-    """A verdict as its client hears it."""
-    task = ended.task
-    outcome = Outcome(task.id, ended.state, attempts=task.epoch, seq=ended.place[0], error=ended.failure)
-    if ended.state == "completed":
-        outcome.output, outcome.output_blob = ended.output, ended.output_blob
-    return outcome

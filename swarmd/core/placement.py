@@ -9,9 +9,12 @@ loaded member that offers its agent and carries the labels it requires. (Central
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from swarmd.core.state import Member, Task
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from swarmd.core.state import Member, Task
 
 LaneKey = tuple[str, tuple[tuple[str, str], ...]]
 _Entry = tuple[int, int, int, str]

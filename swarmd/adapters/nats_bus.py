@@ -1,0 +1,132 @@
+"""Bus on a NATS connection: subjects in, bytes out, library errors translated.
+
+Messages are handed over on the connection's read loop, without a queue and a task per subscription: the
+handler must return at once. Must not know what the payloads mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from nats import errors
+from nats.aio.client import Client
+
+from swarmd.core.errors import Fault, Rejected
+from swarmd.ports import Received
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription as NatsSubscription
+
+RawHandler = Callable[["Msg"], None]
+
+
+class _Direct:
+    """Stands in for a subscription's queue: hands each message to `handler` as it is parsed.
+
+    A queue and a task per subscription cost 5 µs a message, this costs 3.5; above all it keeps the
+    order between a subscription's messages and everything else that happens on the read loop.
+    """
+
+    def __init__(self, handler: RawHandler) -> None:
+        self.put_nowait = handler
+
+    def empty(self) -> bool:
+        return True
+
+    async def join(self) -> None:
+        return None
+
+
+class BusSubscription:
+    """Ends with `close`; closing twice is harmless."""
+
+    def __init__(self, subscription: NatsSubscription) -> None:
+        self._subscription = subscription
+
+    async def close(self) -> None:
+        try:
+            await self._subscription.unsubscribe()
+        except (errors.BadSubscriptionError, errors.ConnectionClosedError):
+            return
+
+
+class NatsBus:
+    """The Bus of one connection. The connection's owner opens and closes it."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    @property
+    def connected(self) -> bool:
+        return self.client.is_connected
+
+    async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
+        await self.publish_raw(subject, payload, reply, None)
+
+    async def publish_raw(self, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None) -> None:
+        """Hand one message to the connection. Raises `Fault("disconnected")` or `Rejected("too_large")`."""
+        try:
+            await self.client.publish(subject, payload, reply, headers)
+        except errors.MaxPayloadError:
+            raise Rejected("too_large", f"a message of {len(payload)} bytes is over the broker's limit") from None
+        except (errors.ConnectionClosedError, errors.ConnectionDrainingError, errors.OutboundBufferLimitError) as error:
+            raise Fault("disconnected", f"the broker cannot be reached: {type(error).__name__}") from None
+
+    async def request(self, subject: str, payload: bytes, timeout_ms: int) -> bytes:
+        message = await self.request_raw(subject, payload, timeout_ms)
+        return bytes(message.data)
+
+    async def request_raw(
+        self, subject: str, payload: bytes, timeout_ms: int, headers: dict[str, str] | None = None
+    ) -> Msg:
+        """One answer with its headers. Raises `Fault("no_responders" | "timeout" | "disconnected")`."""
+        try:
+            return await self.client.request(subject, payload, timeout=timeout_ms / 1000, headers=headers)
+        except errors.NoRespondersError:
+            raise Fault("no_responders", f"nobody serves {subject}: is the swarm running?") from None
+        except (TimeoutError, errors.TimeoutError):
+            raise Fault("timeout", f"no answer on {subject} within {timeout_ms} ms") from None
+        except errors.MaxPayloadError:
+            raise Rejected("too_large", f"a message of {len(payload)} bytes is over the broker's limit") from None
+        except (errors.ConnectionClosedError, errors.ConnectionDrainingError, errors.OutboundBufferLimitError) as error:
+            raise Fault("disconnected", f"the broker cannot be reached: {type(error).__name__}") from None
+
+    async def subscribe(self, subject: str, on_message: Callable[[Received], None], queue: str = "") -> BusSubscription:
+        def deliver(message: Msg) -> None:
+            on_message(Received(message.subject, message.data, message.reply))
+
+        return await self.subscribe_raw(subject, deliver, queue)
+
+    async def subscribe_raw(self, subject: str, handler: RawHandler, queue: str = "") -> BusSubscription:
+        """As `subscribe`, with the library's message, for adapters that need its headers."""
+        try:
+            subscription = await self.client.subscribe(subject, queue=queue, pending_bytes_limit=0)
+        except (errors.ConnectionClosedError, errors.ConnectionDrainingError) as error:
+            raise Fault("disconnected", f"the broker cannot be reached: {type(error).__name__}") from None
+        subscription._pending_queue = _Direct(handler)  # type: ignore[assignment]
+        return BusSubscription(subscription)
+
+    def inbox(self) -> str:
+        """A fresh subject that only this connection's role may read."""
+        return self.client.new_inbox()
+
+    async def api(self, verb: str, body: bytes, timeout_ms: int = 5_000) -> dict[str, Any]:
+        """One JetStream API request; the decoded answer, with errors as `ApiRefused`."""
+        import msgspec
+
+        answer: dict[str, Any] = msgspec.json.decode(await self.request(f"$JS.API.{verb}", body, timeout_ms))
+        error = answer.get("error")
+        if error:
+            raise ApiRefused(int(error.get("err_code", 0)), str(error.get("description", "")))
+        return answer
+
+
+class ApiRefused(Exception):
+    """JetStream said no; `code` is its `err_code`."""
+
+    def __init__(self, code: int, description: str) -> None:
+        super().__init__(f"{description} ({code})")
+        self.code = code
+        self.description = description

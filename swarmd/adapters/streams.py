@@ -1,0 +1,103 @@
+"""The JetStream streams of a swarm and of a memory: created when missing, brought up to date when not.
+
+The log stream allows no roll-up, no per-message TTL, no schedules and no deletes: on streams that do,
+whoever may publish one subject can wipe or forge others by headers. Its neighbours hold what is not
+the truth (intake, blobs, snapshots, the lease), each with its own size limit.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from swarmd.adapters.nats_bus import ApiRefused, NatsBus
+from swarmd.core import subjects
+from swarmd.core.errors import Fault, Rejected
+
+NOT_FOUND: Final = 10059
+#: The broker forgets message ids after this long; the fold's numbering does not.
+DEDUP_WINDOW_S: Final = 30
+
+
+class StreamLimits(Struct, frozen=True):
+    """Bytes that each store of a swarm may take, and how often the streams are replicated."""
+
+    log_bytes_max: int = 8 * 1024**3
+    intake_bytes_max: int = 256 * 1024**2
+    blob_bytes_max: int = 8 * 1024**3
+    replicas: int = 1
+
+
+def swarm_streams(swarm: str, limits: StreamLimits) -> list[dict[str, Any]]:
+    """The configurations of a swarm's streams, the log first."""
+    return [
+        _stream(subjects.log_stream(swarm), subjects.log_all(swarm), limits.log_bytes_max, limits.replicas)
+        | {"deny_delete": True},
+        _stream(subjects.intake_stream(swarm), subjects.submit(swarm), limits.intake_bytes_max, limits.replicas),
+        _stream(subjects.blob_stream(swarm), f"swarm.{swarm}.blob.>", limits.blob_bytes_max, limits.replicas)
+        | {"max_msgs_per_subject": 1},
+        _stream(subjects.snapshot_stream(swarm), subjects.snapshot(swarm), 1024**2, limits.replicas)
+        | {"max_msgs_per_subject": 2, "discard": "old"},
+        _stream(subjects.lease_stream(swarm), subjects.lease(swarm), 1024**2, limits.replicas)
+        | {"max_msgs_per_subject": 1, "allow_msg_ttl": True},
+    ]
+
+
+def memory_stream(memory: str, bytes_max: int, replicas: int = 1) -> dict[str, Any]:
+    """The configuration of a memory's log stream."""
+    subject = f"memory.{memory}.log.>"
+    return _stream(subjects.memory_stream(memory), subject, bytes_max, replicas) | {"deny_delete": True}
+
+
+def _stream(name: str, subject: str, bytes_max: int, replicas: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "subjects": [subject],
+        "storage": "file",
+        "retention": "limits",
+        "discard": "new",
+        "max_bytes": bytes_max,
+        "max_msgs": -1,
+        "max_age": 0,
+        "num_replicas": replicas,
+        "duplicate_window": DEDUP_WINDOW_S * 1_000_000_000,
+        "allow_direct": True,
+        "allow_rollup_hdrs": False,
+    }
+
+
+async def ensure_stream(bus: NatsBus, config: dict[str, Any]) -> dict[str, Any]:
+    """Create the stream or update its limits; return its info. Raises `Rejected("stream_refused")`."""
+    name, body = config["name"], msgspec.json.encode(config)
+    try:
+        try:
+            info = await bus.api(f"STREAM.INFO.{name}", b"")
+        except ApiRefused as error:
+            if error.code != NOT_FOUND:
+                raise
+            return await bus.api(f"STREAM.CREATE.{name}", body)
+        held = info["config"]
+        if all(held.get(key, False if value is False else None) == value for key, value in config.items()):
+            return info
+        return await bus.api(f"STREAM.UPDATE.{name}", body)
+    except ApiRefused as error:
+        raise Rejected(
+            "stream_refused",
+            f"the broker refused stream {name}: {error}; check JetStream's limits and this user's rights",
+        ) from None
+    except Fault as error:
+        if error.code == "no_responders":
+            raise Rejected("no_jetstream", "the broker has no JetStream: start it with `-js`") from None
+        raise
+
+
+async def stream_state(bus: NatsBus, name: str) -> dict[str, Any]:
+    """`messages`, `bytes`, `first_seq`, `last_seq` of a stream, with its `max_bytes` and `created` time."""
+    try:
+        info = await bus.api(f"STREAM.INFO.{name}", b"")
+    except ApiRefused as error:
+        raise Rejected("no_stream", f"stream {name}: {error}") from None
+    state: dict[str, Any] = info["state"]
+    return state | {"max_bytes": info["config"]["max_bytes"], "created": info["created"]}

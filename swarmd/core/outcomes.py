@@ -1,0 +1,47 @@
+"""Verdicts as clients hear them: from the effect that just ended a task, or from the log long after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from swarmd.core.codec import Commit, Garbage
+from swarmd.core.events import Cancelled, Completed, Event, Expired, Failed, Failure, MemberLost
+from swarmd.core.wire import Outcome
+
+if TYPE_CHECKING:
+    from swarmd.core.effects import Ended
+    from swarmd.core.state import Place
+
+EXPIRED: Final = "the deadline passed before a verdict"
+
+
+def outcome_of(ended: Ended) -> Outcome:
+    """A verdict that was just folded."""
+    task = ended.task
+    outcome = Outcome(task.id, ended.state, attempts=task.epoch, seq=ended.place[0], error=ended.failure)
+    if ended.state == "completed":
+        outcome.output, outcome.output_blob = ended.output, ended.output_blob
+    return outcome
+
+
+def outcome_at(commit: Commit | Garbage, task_id: str, place: Place) -> Outcome:
+    """A verdict read back: `commit` is what the log holds at the verdict's sequence.
+
+    A child ends with its parent and a lost member's tasks with the member, so the event may be another subject's.
+    """
+    seq, index = place
+    event = commit.events[index] if isinstance(commit, Commit) and index < len(commit.events) else None
+    fact = event.data if isinstance(event, Event) else None
+    if isinstance(fact, MemberLost):
+        lost = Failure("lost_members", "too many members were lost while running it")
+        return Outcome(task_id, "dead", error=lost, seq=seq)
+    if not isinstance(event, Event) or event.subject != task_id:
+        return Outcome(task_id, "cancelled", error=Failure("parent_ended", "its parent ended"), seq=seq)
+    if isinstance(fact, Completed):
+        return Outcome(task_id, "completed", fact.output, fact.output_blob, attempts=fact.epoch, seq=seq)
+    if isinstance(fact, Failed):
+        return Outcome(task_id, "dead", error=fact.failure, attempts=fact.epoch, seq=seq)
+    if isinstance(fact, Expired):
+        return Outcome(task_id, "expired", error=Failure("expired", EXPIRED), seq=seq)
+    reason = fact.reason if isinstance(fact, Cancelled) else ""
+    return Outcome(task_id, "cancelled", error=Failure("cancelled", reason or "cancelled"), seq=seq)

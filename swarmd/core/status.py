@@ -1,0 +1,91 @@
+"""The leader's answers to "how is it going": the swarm as a whole, or one task and what it waits for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from swarmd.core.errors import Rejected
+from swarmd.core.state import Member, Task, live_attempt, tombstone
+from swarmd.core.wire import MemberStatus, SwarmStatus, TaskStatus
+
+if TYPE_CHECKING:
+    from swarmd.core.leader import Leader
+
+
+def swarm_status(leader: Leader, now_ms: int) -> SwarmStatus:
+    """The swarm at the sequence that is folded."""
+    state = leader.state
+    states: dict[str, int] = {}
+    for task in state.tasks.values():
+        states[task.state] = states.get(task.state, 0) + 1
+    if state.dead:
+        states["dead"] = len(state.dead)
+    counters = {name: getattr(state.counters, name) for name in state.counters.__struct_fields__}
+    members = [_member_status(leader, member, now_ms) for member in state.members.values()]
+    return SwarmStatus(
+        state.swarm,
+        state.seq,
+        state.term,
+        state.leader_writer,
+        states,
+        counters,
+        members,
+        leader.waiting(),
+        leader.refusing,
+    )
+
+
+def _member_status(leader: Leader, member: Member, now_ms: int) -> MemberStatus:
+    heard = leader.links.heard_at_ms(member)
+    return MemberStatus(
+        member.id,
+        member.kind,
+        member.node,
+        member.agents,
+        member.capacity,
+        len(member.running),
+        max(0, now_ms - heard) if heard else -1,
+        leader.links.reachable(member),
+    )
+
+
+def task_status(leader: Leader, task_id: str) -> TaskStatus:
+    """One task from the fold. Raises `Rejected("unknown_task")` when the fold no longer knows it: ask the catalog."""
+    state = leader.state
+    task = state.tasks.get(task_id) or state.dead.get(task_id)
+    if task is None:
+        buried = tombstone(state, task_id)
+        if buried is None:
+            raise Rejected("unknown_task", f"no task {task_id} is live or remembered: ask find.task")
+        return TaskStatus(task_id, buried.state, seq=buried.verdict[0])
+    attempt = live_attempt(task)
+    journal = attempt.journal if attempt else task.journal
+    return TaskStatus(
+        task_id,
+        task.state,
+        task.agent,
+        attempt.member if attempt else "",
+        task.epoch,
+        task.failures,
+        len(journal),
+        len(task.children),
+        _waiting_for(leader, task),
+        state.seq,
+    )
+
+
+def _waiting_for(leader: Leader, task: Task) -> str:
+    if task.state == "suspended":
+        return f"its children {', '.join(task.waits[:5])}"
+    if task.state == "backoff":
+        return f"its back-off after failure {task.failures}"
+    if task.state != "queued":
+        return ""
+    offering = [m for m in leader.state.members.values() if task.agent in m.agents]
+    if not offering:
+        return f"a member that offers agent {task.agent!r}: none does"
+    wanted = task.requires.items()
+    suited = [m for m in offering if all(m.labels.get(name) == value for name, value in wanted)]
+    if not suited:
+        return f"a member of agent {task.agent!r} with labels {task.requires}: none has them"
+    return f"a free slot among {len(suited)} members"

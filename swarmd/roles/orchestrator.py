@@ -1,0 +1,457 @@
+"""One orchestrator of a swarm: an asyncio shell around the leader machine.
+
+It follows the log, folds it, and while it leads it writes the machine's decisions and sends what the fold
+made due. Standing by it only folds, so that it is warm. It must not decide anything itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
+
+from swarmd.core import commands, subjects
+from swarmd.core.codec import Codec, Commit, Garbage, Record
+from swarmd.core.errors import Conflict, Fault, Rejected, SwarmdError
+from swarmd.core.events import Event, Failure
+from swarmd.core.ids import intake_id, uuid7
+from swarmd.core.leader import Leader, LeaderSettings, OwedOutcome
+from swarmd.core.outcomes import outcome_at
+from swarmd.core.state import SwarmState, Tombstone
+from swarmd.core.status import swarm_status, task_status
+from swarmd.core.wire import Beat, Heartbeat, Outcome, Receipt, StoreHealth, Submission
+from swarmd.ports import Bus, Clock, Entropy, Intake, Lease, Log, Probe
+from swarmd.roles.replica import Follower, Rewound, agrees
+from swarmd.roles.writer import LogWriter
+
+if TYPE_CHECKING:
+    from swarmd.ports import Received, Subscription
+
+TICK_MS = 50
+BEAT_MS = 250
+STORES_MS = 2_000
+RESULT_WAIT_MS_MAX = 3_600_000
+OUTCOME_BYTES_MAX = 400_000
+#: New work is refused above this share of a store, so that running work can finish in the rest.
+FULL_SHARE, WARN_SHARE = 0.9, 0.8
+
+
+class OrchestratorPorts(Struct, frozen=True):
+    """What an orchestrator needs of the world."""
+
+    log: Log
+    intake: Intake
+    stores: Callable[[], Awaitable[list[StoreHealth]]]
+    bus: Bus
+    lease: Lease
+    clock: Clock
+    entropy: Entropy
+    probe: Probe
+
+
+class _BatchAsk:
+    """A batch submission that waits until the fold has accepted each of its tasks."""
+
+    def __init__(self, reply: str, size: int, batch: bool) -> None:
+        self.reply = reply
+        self.receipts: list[Receipt | None] = [None] * size
+        self.left = size
+        self.batch = batch
+
+
+class _ResultAsk:
+    """A `ctl.result` request that waits for a verdict."""
+
+    def __init__(self, reply: str) -> None:
+        self.reply = reply
+
+
+class Orchestrator:
+    """Construct, `run`, `drain`. `state` is what `load_state` returned; `incarnation` names the intake stream."""
+
+    def __init__(
+        self,
+        state: SwarmState,
+        name: tuple[str, str],
+        ports: OrchestratorPorts,
+        settings: LeaderSettings,
+        incarnation: str,
+    ) -> None:
+        self._writer_name, self._boot = name
+        self._swarm = state.swarm
+        self._ports = ports
+        self._incarnation = incarnation
+        self.leader = Leader(state, self._writer_name, self._boot, settings)
+        self._writer = LogWriter(
+            ports.log,
+            subjects.log(self._swarm, "orchestrator", self._writer_name),
+            f"/{self._swarm}/orchestrator/{self._writer_name}",
+            self._boot,
+            ports.clock,
+            ports.probe,
+        )
+        self._writer.supply = self._decide
+        self._writer.dropped = self.leader.dropped
+        self._replies: list[tuple[str, bytes]] = []
+        self._emit_wanted = asyncio.Event()
+        self._caught_up = asyncio.Event()
+        self._led = asyncio.Event()
+        self._target = 0
+        self._stores: dict[str, StoreHealth] = {}
+        self._group: asyncio.TaskGroup
+        self._verbs: dict[str, Callable[[Received], None]] = {
+            "submit": self._on_submit,
+            "result": self._on_result,
+            "status": self._on_status,
+            "cancel": self._on_cancel,
+            "redrive": self._on_redrive,
+        }
+
+    # --- life ---
+
+    async def run(self) -> None:
+        """Follow, campaign and lead until cancelled. Raises `Rewound` when the log is not the one that was folded."""
+        self._target = await self._ports.log.last_seq()
+        health = await self._ports.bus.subscribe(subjects.health(self._swarm, "*", "*"), self._on_health)
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                self._group.create_task(self._follow())
+                self._group.create_task(self._writer.run())
+                self._group.create_task(self._emitter())
+                self._group.create_task(self._ticker())
+                self._group.create_task(self._watch_stores())
+                self._group.create_task(self._campaign())
+        finally:
+            await health.close()
+
+    async def drain(self) -> None:
+        """Hand over leadership at once; call it before cancelling `run`."""
+        if self.leader.leading:
+            self.leader.resign()
+            await self._ports.lease.release()
+
+    async def reconnected(self) -> None:
+        """The broker came back: everyone gets a fresh lease, and the log must still be the one that was folded."""
+        self.leader.links.renew_all(self._ports.clock.now_ms())
+        state = self.leader.state
+        seq, message_id = state.seq, state.message_id
+        probe = SwarmState(self._swarm, seq=seq, message_id=message_id)
+        if not await agrees(probe, self._ports.log):
+            raise Rewound(f"the log at sequence {seq} is not the one that was folded")
+
+    # --- following and writing ---
+
+    async def _follow(self) -> None:
+        if self.leader.state.seq >= self._target:
+            self._caught_up.set()
+        await Follower(self._ports.log, self._ports.probe).run(self.leader.state.seq, self._on_commits)
+
+    async def _on_commits(self, commits: list[Commit | Garbage]) -> None:
+        now = self._ports.clock.now_ms()
+        for commit in commits:
+            self.leader.fold(commit, now)
+        self._writer.seen = max(self._writer.seen, self.leader.state.seq)
+        if self.leader.state.seq >= self._target:
+            self._caught_up.set()
+        self._led.set()
+        if self.leader.leading:
+            self._writer.wake()
+            await self._emit()
+
+    def _decide(self) -> list[Event]:
+        return self.leader.decide()
+
+    # --- leadership ---
+
+    async def _campaign(self) -> None:
+        """Want the lease; while it is held, lead."""
+        lease, clock, probe = self._ports.lease, self._ports.clock, self._ports.probe
+        await self._caught_up.wait()
+        while True:
+            try:
+                held = await lease.acquire()
+            except Fault as error:
+                probe.trouble("lease", error)
+                held = False
+            if held:
+                await self._lead()
+            await clock.sleep(300)
+
+    async def _lead(self) -> None:
+        lease, clock, probe = self._ports.lease, self._ports.clock, self._ports.probe
+        self._writer.append(self.leader.campaign()).add_done_callback(lambda receipt: receipt.exception())
+        ctl: Subscription | None = None
+        intake: asyncio.Task[None] | None = None
+        renewed_ms = clock.now_ms()
+        try:
+            while True:
+                if self.leader.leading and ctl is None:
+                    ctl = await self._ports.bus.subscribe(subjects.ctl(self._swarm, "*"), self._on_ctl)
+                    intake = self._group.create_task(self._read_intake())
+                    probe.incident(f"{self._writer_name} leads {self._swarm} in term {self.leader.state.term}")
+                if ctl is None:
+                    self._led.clear()
+                    try:
+                        async with asyncio.timeout(0.4):
+                            await self._led.wait()
+                    except TimeoutError:
+                        pass
+                else:
+                    await clock.sleep(500)
+                    if not self.leader.leading:
+                        return
+                if clock.now_ms() - renewed_ms >= 400:
+                    renewed_ms = clock.now_ms()
+                    try:
+                        if not await lease.renew():
+                            probe.incident(f"{self._writer_name} lost the lease of {self._swarm}")
+                            return
+                    except Fault as error:
+                        probe.trouble("lease", error)
+        finally:
+            self.leader.resign()
+            self._emit_wanted.set()
+            if intake is not None:
+                intake.cancel()
+            if ctl is not None:
+                await ctl.close()
+
+    async def _ticker(self) -> None:
+        beat_at_ms = 0
+        while True:
+            await self._ports.clock.sleep(TICK_MS)
+            if not self.leader.leading:
+                continue
+            now = self._ports.clock.now_ms()
+            self.leader.tick(now)
+            for key, batch in self.leader.links.overdue(now):
+                await self._ports.bus.publish(subjects.dispatch(self._swarm, *key), msgspec.json.encode(batch))
+            self._writer.wake()
+            self._emit_wanted.set()
+            if now - beat_at_ms >= BEAT_MS:
+                beat_at_ms = now
+                state = self.leader.state
+                beat = Beat(state.term, state.seq, self._writer_name)
+                await self._ports.bus.publish(subjects.beat(self._swarm), msgspec.json.encode(beat))
+
+    # --- sending ---
+
+    async def _emitter(self) -> None:
+        """Send what did not come out of a fold: answers to bad requests, reports, and what ticks made due."""
+        while True:
+            await self._emit_wanted.wait()
+            self._emit_wanted.clear()
+            await self._emit()
+
+    async def _emit(self) -> None:
+        bus, leader = self._ports.bus, self.leader
+        for key, batch in leader.links.flush(leader.state.seq, self._ports.clock.now_ms()):
+            await bus.publish(subjects.dispatch(self._swarm, *key), msgspec.json.encode(batch))
+        answers, leader.answers = leader.answers, []
+        for ask, answer in answers:
+            self._answer(ask, answer)
+        replies, self._replies = self._replies, []
+        for reply, payload in replies:
+            await bus.publish(reply, payload)
+        outcomes, leader.outcomes = leader.outcomes, {}
+        for (reply, packed), group in outcomes.items():
+            for payload in _pack_outcomes(group, packed):
+                await bus.publish(reply, payload)
+        owed, leader.owed = leader.owed, []
+        for one in owed:
+            self._group.create_task(self._pay(one))
+
+    def _answer(self, ask: object, answer: Receipt | Outcome) -> None:
+        if isinstance(ask, _ResultAsk):
+            self._reply(ask.reply, answer)
+        elif isinstance(ask, tuple) and isinstance(answer, Receipt):
+            batch, place = ask
+            self._fill(batch, place, answer)
+
+    def _fill(self, batch: _BatchAsk, place: int, receipt: Receipt) -> None:
+        batch.receipts[place] = receipt
+        batch.left -= 1
+        if batch.left == 0:
+            self._reply(batch.reply, batch.receipts if batch.batch else batch.receipts[0])
+
+    def _reply(self, reply: str, answer: object) -> None:
+        if reply:
+            self._replies.append((reply, msgspec.json.encode(answer)))
+            self._emit_wanted.set()
+
+    def _reply_error(self, reply: str, error: SwarmdError) -> None:
+        self._reply(reply, Receipt(error=Failure(error.code, error.message)))
+
+    async def _pay(self, owed: OwedOutcome) -> None:
+        """Send an outcome that a former leader may not have sent."""
+        outcome = await self._outcome_at(owed.task, owed.buried)
+        for payload in _pack_outcomes([outcome], owed.packed):
+            await self._ports.bus.publish(owed.reply, payload)
+
+    async def _outcome_at(self, task_id: str, buried: Tombstone) -> Outcome:
+        (record,) = await self._ports.log.read([buried.verdict[0]])
+        return outcome_at(Codec().decode(record), task_id, buried.verdict)
+
+    # --- requests ---
+
+    def _on_ctl(self, message: Received) -> None:
+        verb = message.subject.rpartition(".")[2]
+        handle = self._verbs.get(verb)
+        if handle is None:
+            self._reply_error(message.reply, Rejected("unknown_verb", f"ctl has {', '.join(self._verbs)}, not {verb}"))
+            return
+        try:
+            handle(message)
+        except (Rejected, Conflict) as error:
+            self._reply_error(message.reply, error)
+        self._writer.wake()
+
+    def _on_submit(self, message: Received) -> None:
+        now = self._ports.clock.now_ms()
+        try:
+            submissions, is_batch = commands.parse_submissions(message.payload)
+        except Rejected as error:
+            self.leader.refuse(self._mint(now), error)
+            raise
+        batch = _BatchAsk(message.reply, len(submissions), is_batch)
+        for place, submission in enumerate(submissions):
+            task_id = submission.id or self._mint(now)
+            try:
+                commands.check(submission)
+                known = self.leader.submit(submission, task_id, now, is_batch, (batch, place))
+            except (Rejected, Conflict) as error:
+                if error.code.startswith(("bad_", "too_")):
+                    self.leader.refuse(task_id if submission.id else self._mint(now), error)
+                known = Receipt(submission.id, Failure(error.code, error.message))
+            if known is not None:
+                self._fill(batch, place, known)
+
+    def _mint(self, now_ms: int) -> str:
+        return uuid7(now_ms, self._ports.entropy.bits(74))
+
+    def _on_result(self, message: Received) -> None:
+        query = commands.parse_query(message.payload)
+        ask = _ResultAsk(message.reply)
+        buried = self.leader.await_outcome(query.task, ask)
+        if buried is not None:
+            self._group.create_task(self._tell_outcome(message.reply, query.task, buried))
+            return
+        wait_ms = min(query.timeout_ms or RESULT_WAIT_MS_MAX, RESULT_WAIT_MS_MAX)
+        asyncio.get_running_loop().call_later(wait_ms / 1000, self._give_up, query.task, ask)
+
+    def _give_up(self, task_id: str, ask: _ResultAsk) -> None:
+        so_far = self.leader.give_up(task_id, ask)
+        if so_far is not None:
+            self._reply(ask.reply, so_far)
+
+    async def _tell_outcome(self, reply: str, task_id: str, buried: Tombstone) -> None:
+        try:
+            self._reply(reply, await self._outcome_at(task_id, buried))
+        except Fault as error:
+            self._reply_error(reply, error)
+
+    def _on_status(self, message: Received) -> None:
+        now = self._ports.clock.now_ms()
+        if not message.payload.strip():
+            self._reply(message.reply, swarm_status(self.leader, now))
+            return
+        query = commands.parse_query(message.payload)
+        self._reply(message.reply, task_status(self.leader, query.task))
+
+    def _on_cancel(self, message: Received) -> None:
+        query = commands.parse_query(message.payload)
+        self.leader.cancel(query.task, query.reason)
+        self._reply(message.reply, Receipt(query.task))
+
+    def _on_redrive(self, message: Received) -> None:
+        query = commands.parse_query(message.payload)
+        self.leader.redrive(query.task)
+        self._reply(message.reply, Receipt(query.task))
+
+    # --- members, stores, intake ---
+
+    def _on_health(self, message: Received) -> None:
+        try:
+            if message.subject.endswith(".store"):
+                self._on_store(msgspec.json.decode(message.payload, type=StoreHealth))
+            elif self.leader.leading:
+                beat = msgspec.json.decode(message.payload, type=Heartbeat)
+                self.leader.heartbeat(beat, self._ports.clock.now_ms())
+        except msgspec.MsgspecError as error:
+            self._ports.probe.trouble("heartbeat", error)
+
+    def _on_store(self, store: StoreHealth) -> None:
+        """Warn at 80 % of a store, refuse new work at 90 %: what runs finishes in the rest."""
+        before = self._stores.get(store.store)
+        self._stores[store.store] = store
+        share = store.bytes / store.bytes_max if store.bytes_max > 0 else 0.0
+        if share >= WARN_SHARE and (before is None or before.bytes / max(before.bytes_max, 1) < WARN_SHARE):
+            self._ports.probe.incident(f"{store.store} is {share:.0%} full ({store.bytes} of {store.bytes_max} bytes)")
+        full = [s for s in self._stores.values() if s.bytes_max > 0 and s.bytes >= FULL_SHARE * s.bytes_max]
+        self.leader.refusing = "; ".join(
+            f"{s.store} holds {s.bytes} of {s.bytes_max} bytes: archive or raise its limit" for s in full
+        )
+
+    async def _read_intake(self) -> None:
+        """Turn raw submissions into tasks or refusals, from the last one that the log says is done."""
+
+        async def on_records(records: list[Record]) -> None:
+            now = self._ports.clock.now_ms()
+            for record in records:
+                task_id = intake_id(self._incarnation, record.seq)
+                submission = _parse_raw(record)
+                if not isinstance(submission, Rejected):
+                    task_id = submission.id or task_id
+                self.leader.intake(record.seq, task_id, submission, now)
+            self._writer.wake()
+
+        await self._ports.intake.follow(self.leader.intake_read, on_records)
+
+    async def _watch_stores(self) -> None:
+        """Look at the stores' sizes, and drop raw submissions that the log has made tasks or refusals of."""
+        purged = 0
+        while True:
+            await self._ports.clock.sleep(STORES_MS)
+            if not self.leader.leading:
+                continue
+            try:
+                for store in await self._ports.stores():
+                    self._on_store(store)
+                done = self.leader.state.intake_seq
+                if done > purged:
+                    await self._ports.intake.purge(done)
+                    purged = done
+            except SwarmdError as error:
+                self._ports.probe.trouble("stores", error)
+
+
+def _parse_raw(record: Record) -> Submission | Rejected:
+    """What a raw submission says, or why it cannot be a task."""
+    try:
+        submissions, is_batch = commands.parse_submissions(record.payload)
+        if is_batch:
+            raise Rejected("bad_batch", "a raw submission is one object; send a batch to ctl.submit")
+        return commands.check(submissions[0])
+    except Rejected as error:
+        return error
+
+
+def _pack_outcomes(outcomes: list[Outcome], packed: bool) -> list[bytes]:
+    """One message an outcome, or for packed ones JSON arrays of bounded size."""
+    parts = [msgspec.json.encode(outcome) for outcome in outcomes]
+    if not packed:
+        return parts
+    payloads: list[bytes] = []
+    group: list[bytes] = []
+    size = 0
+    for part in parts:
+        if group and size + len(part) > OUTCOME_BYTES_MAX:
+            payloads.append(b"[" + b",".join(group) + b"]")
+            group, size = [], 0
+        group.append(part)
+        size += len(part) + 1
+    payloads.append(b"[" + b",".join(group) + b"]")
+    return payloads

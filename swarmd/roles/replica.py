@@ -1,0 +1,81 @@
+"""A fold that follows its log: start from a snapshot, check it against the stream, then the tail.
+
+Shared by every role that keeps a swarm's state. What the folded state is used for is its owner's business.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from swarmd.core import snapshot
+from swarmd.core.codec import Codec, Commit, Garbage, Record
+from swarmd.core.errors import Fault, Rejected
+from swarmd.core.state import SwarmState
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from swarmd.ports import Log, Probe, Snapshots
+
+
+class Rewound(Exception):
+    """The stream no longer says what was folded (a restored or truncated broker): fold it anew."""
+
+
+async def load_state(swarm: str, log: Log, snapshots: Snapshots, probe: Probe) -> SwarmState:
+    """The newest snapshot that agrees with the stream, or an empty state."""
+    last = await log.last_seq()
+    for payload in await snapshots.load():
+        try:
+            state = snapshot.decode(payload)
+        except Rejected as error:
+            probe.incident(f"a snapshot was not used: {error.message}; an older one or the log takes its place")
+            continue
+        if state.swarm == swarm and state.seq <= last and await agrees(state, log):
+            return state
+        probe.incident(f"the snapshot at sequence {state.seq} does not agree with the log and was not used")
+    return SwarmState(swarm)
+
+
+async def agrees(state: SwarmState, log: Log) -> bool:
+    """Whether the stream holds, at the folded sequence, the message that was folded there."""
+    if state.seq == 0:
+        return True
+    if await log.last_seq() < state.seq:
+        return False
+    try:
+        (record,) = await log.read([state.seq])
+    except Fault as error:
+        if error.code == "missing_sequence":
+            return False
+        raise
+    return record.message_id == state.message_id
+
+
+class Follower:
+    """Decodes the tail of a log and hands over commits, a slice at a time."""
+
+    def __init__(self, log: Log, probe: Probe, slice_max: int = 64) -> None:
+        self._log, self._probe, self._slice_max = log, probe, slice_max
+        self._codec = Codec()
+
+    async def run(self, after: int, on_commits: Callable[[list[Commit | Garbage]], Awaitable[None]]) -> None:
+        """Follow from sequence `after` until cancelled."""
+
+        async def on_records(records: list[Record]) -> None:
+            for start in range(0, len(records), self._slice_max):
+                commits = [self._codec.decode(record) for record in records[start : start + self._slice_max]]
+                for commit in commits:
+                    self._note(commit)
+                await on_commits(commits)
+
+        await self._log.follow(after, on_records)
+
+    def _note(self, commit: Commit | Garbage) -> None:
+        if isinstance(commit, Garbage):
+            self._probe.incident(f"sequence {commit.seq} of the log was skipped: {commit.reason}")
+            return
+        self._probe.folded(commit.seq, len(commit.events))
+        for event in commit.events:
+            if isinstance(event, Garbage):
+                self._probe.incident(f"event {event.index} at sequence {event.seq} was skipped: {event.reason}")

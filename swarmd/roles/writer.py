@@ -1,0 +1,125 @@
+"""The one log writer of a process: packs whatever is ready into numbered commits.
+
+A lone event goes out at once; what queues up while a commit is in flight goes out together, bounded in
+events and bytes. One commit is in flight at a time, so a writer's events are stored in the order in which
+they were handed in. An event too large for any commit fails alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from swarmd.core.codec import encode_event, message_id, pack, rfc3339
+from swarmd.core.commands import MESSAGE_BYTES_MAX
+from swarmd.core.errors import Fault, Rejected
+from swarmd.core.events import TYPES, Event
+from swarmd.ports import Clock, Log, Probe, Stored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EVENTS_MAX: Final = 1_024
+BYTES_MAX: Final = 512 * 1024
+
+_Receipt = asyncio.Future[Stored]
+_Entry = tuple[Event, "_Receipt | None"]
+
+
+class LogWriter:
+    """Appends events under one subject. `seen` must be kept near the log's end by its owner."""
+
+    def __init__(self, log: Log, subject: str, source: str, boot: str, clock: Clock, probe: Probe) -> None:
+        self._log, self._subject, self._source, self._boot = log, subject, source, boot
+        self._clock, self._probe = clock, probe
+        self.seen = 0
+        self.acked = 0
+        self._n = 0
+        self._queue: deque[_Entry] = deque()
+        self._wake = asyncio.Event()
+        self.supply: Callable[[], list[Event]] = list
+        self.dropped: Callable[[list[Event], Rejected], None] = lambda events, error: None
+
+    def append(self, event: Event) -> asyncio.Future[Stored]:
+        """Queue one event; the future resolves with its receipt or raises `Rejected`. Stored is not accepted."""
+        receipt: _Receipt = asyncio.get_running_loop().create_future()
+        self._queue.append((event, receipt))
+        self._wake.set()
+        return receipt
+
+    def wake(self) -> None:
+        """`supply` may have something now."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while True:
+                self._queue.extend((event, None) for event in self.supply())
+                if not self._queue:
+                    break
+                await self._write_one()
+
+    async def _write_one(self) -> None:
+        """Pack what is ready into the next commit and wait for its receipt."""
+        entries, payload = self._pack()
+        if not entries:
+            return
+        started_ms = self._clock.now_ms()
+        try:
+            stored = await self._append(payload)
+        except Rejected as error:
+            self._n -= 1  # never stored: the next commit takes its number
+            self._reject(entries, error)
+            return
+        self.acked = stored.seq
+        self.seen = max(self.seen, stored.seq)
+        self._probe.committed(len(entries), len(payload), self._clock.now_ms() - started_ms)
+        for _, receipt in entries:
+            if receipt is not None and not receipt.done():
+                receipt.set_result(stored)
+
+    async def _append(self, payload: bytes) -> Stored:
+        """Repeat until there is a receipt or a refusal: an unknown fate must not be given another number."""
+        while True:
+            try:
+                return await self._log.append(self._subject, payload, message_id(self._boot, self._n), self.seen)
+            except Fault as error:
+                self._probe.trouble("append", error)
+
+    def _pack(self) -> tuple[list[_Entry], bytes]:
+        entries: list[_Entry] = []
+        parts: list[bytes] = []
+        size = 2
+        self._n += 1
+        time = rfc3339(self._clock.now_ms())
+        prefix = f"{self._boot}.{self._n}."
+        while self._queue and len(entries) < EVENTS_MAX:
+            event, receipt = self._queue[0]
+            event.type, event.source, event.time = TYPES[type(event.data)], self._source, time
+            event.id = prefix + str(len(entries))
+            part = encode_event(event)
+            if len(part) > MESSAGE_BYTES_MAX:
+                self._queue.popleft()
+                self._reject([(event, receipt)], Rejected("too_large", f"an event of {len(part)} bytes is too large"))
+                continue
+            if entries and size + len(part) > BYTES_MAX:
+                break
+            self._queue.popleft()
+            entries.append((event, receipt))
+            parts.append(part)
+            size += len(part) + 1
+        if not entries:
+            self._n -= 1
+        return entries, pack(parts)
+
+    def _reject(self, entries: list[_Entry], error: Rejected) -> None:
+        unheard = [event for event, receipt in entries if receipt is None]
+        if unheard:
+            self.dropped(unheard, error)
+        for _, receipt in entries:
+            if receipt is not None and not receipt.done():
+                receipt.set_exception(error)
