@@ -206,9 +206,12 @@ def _is_inner(block: str, match: re.Match[str]) -> bool:
         return False
     before = _LAST_WORD.search(block, max(0, match.start() - 40), match.start())
     word = before[0].lstrip("._").casefold() if before else ""
-    if word in _ABBREVIATIONS or (len(word) == 1 and word.isalpha() and word != "i"):
+    if word in _ABBREVIATIONS:
         return True
-    if word in _AMBIGUOUS:
+    is_initial = bool(before) and len(word) == 1 and block[match.start() - 1].isupper()
+    if is_initial and len(opener) == 1:  # J. A. Doe
+        return True
+    if is_initial or word in _AMBIGUOUS:
         return opener.isdigit() or opener.casefold() not in STOP_WORDS
     return False
 

@@ -56,7 +56,10 @@ class Roots:
                     continue
                 is_inside = True
                 full.lstat()
-            except (OSError, RuntimeError, ValueError):  # not there, not readable, a ring of links, no name at all
+            except RuntimeError:  # a ring of links
+                is_inside = True
+                continue
+            except (OSError, ValueError):  # not there, not readable, no name at all
                 continue
             return root, full.relative_to(root)
         if is_inside:
@@ -118,10 +121,11 @@ class ReadFile:
             descriptor = _open_beneath(*self._roots.find(path))
         except OSError as error:  # it went away, turned into a link, or is not ours to read
             raise Rejected("not_found", f"cannot open {path!r}: {error.strerror}") from error
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            raise Rejected("not_a_file", f"{path!r} is not a regular file; list_files shows what there is")
         with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise Rejected("not_a_file", f"{path!r} is not a regular file; list_files shows what there is")
             try:
                 content = file.read(FILE_BYTES_MAX + 1)
             except OSError as error:

@@ -14,9 +14,9 @@ Must not know: agents, journals, other tools.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import ipaddress
 import socket
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -113,7 +113,7 @@ class FetchUrl:
         """Raises `Rejected("missing_extra" | "bad_url" | "blocked_address" | "too_many_redirects" | "http_refused" |
         "too_large" | "not_text")`, `Fault("unreachable" | "http_failed")`."""
         try:
-            await asyncio.to_thread(importlib.import_module, "aiohttp")
+            await asyncio.to_thread(import_module, "aiohttp")
         except ModuleNotFoundError:
             raise Rejected("missing_extra", "fetch_url needs the package aiohttp: pip install 'swarmd[web]'") from None
         url = self._checked(arguments["url"])

@@ -1,0 +1,408 @@
+"""The built-in tools and the way calls are carried out: limits, errors as text, and no way out of the fences."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import importlib.util
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swarmd.adapters import web_fetch
+from swarmd.adapters.file_tools import ENTRIES_MAX, FILE_BYTES_MAX, ReadFile, Roots
+from swarmd.adapters.tools import ToolSettings, open_tools
+from swarmd.adapters.web_fetch import FetchUrl, is_public
+from swarmd.core.errors import Fault, Rejected, SwarmdError
+from swarmd.core.turns import ToolSpec
+from swarmd.tool_calls import ToolOutcome, argument_problems, capped, clean, run_tool
+from tests.contract.scripted_http import Asked, http, serving
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+needs_aiohttp = pytest.mark.skipif(
+    importlib.util.find_spec("aiohttp") is None, reason="needs aiohttp: pip install 'swarmd[web]'"
+)
+
+
+class Scripted:
+    """A tool that does what the test says."""
+
+    def __init__(self, result: str | Exception, *, output_bytes_max: int = 1_000, hangs: bool = False) -> None:
+        self.spec = ToolSpec("scripted", "", {"type": "object", "properties": {"n": {"type": "integer"}}})
+        self.timeout_ms = 50
+        self.output_bytes_max = output_bytes_max
+        self.result = result
+        self.hangs = hangs
+
+    async def call(self, arguments: dict[str, Any]) -> str:
+        if self.hangs:
+            await asyncio.Event().wait()
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+class TestRunTool:
+    async def test_text(self) -> None:
+        assert await run_tool(Scripted("fine"), {"n": 1}) == ToolOutcome("fine")
+
+    @pytest.mark.parametrize("error", [Rejected("bad", "do other\x1b[2J"), Fault("bad", "do other\x00[2J")])
+    async def test_declared_failures_become_text(self, error: SwarmdError) -> None:
+        assert await run_tool(Scripted(error), {}) == ToolOutcome("", error="bad: do other[2J")
+
+    async def test_timeout(self) -> None:
+        outcome = await run_tool(Scripted("", hangs=True), {})
+        assert outcome.error == "tool_timeout: scripted did not finish within 50 ms"
+
+    @pytest.mark.parametrize("bug", [TimeoutError("its own"), KeyError("x")])
+    async def test_bugs_are_not_swallowed(self, bug: Exception) -> None:
+        with pytest.raises(type(bug)):
+            await run_tool(Scripted(bug), {})
+
+    async def test_bad_arguments_never_reach_the_tool(self) -> None:
+        outcome = await run_tool(Scripted(RuntimeError("called")), {"n": "one"})
+        assert outcome.error == "bad_arguments: n must be of type integer"
+
+    async def test_long_output_keeps_both_ends_and_says_how_much_is_gone(self) -> None:
+        outcome = await run_tool(Scripted("a" * 5_000 + "z" * 5_000), {})
+        assert outcome.text.startswith("aaa")
+        assert outcome.text.endswith("zzz")
+        assert len(outcome.text) <= 1_000
+        assert f"[... {outcome.cut_bytes} bytes cut ...]" in outcome.text
+        assert outcome.cut_bytes + outcome.text.count("a") + outcome.text.count("z") == 10_000
+
+    async def test_a_long_error_is_cut_too(self) -> None:
+        outcome = await run_tool(Scripted(Rejected("bad", "x" * 9_000)), {})
+        assert len(outcome.error) <= 2_000
+
+
+@settings(deadline=None)
+@given(st.text(max_size=400), st.integers(min_value=0, max_value=300))
+def test_capped_text_fits_and_accounts_for_every_byte(text: str, bytes_max: int) -> None:
+    size = len(clean(text).encode())
+    kept, cut = capped(clean(text), bytes_max)
+    assert len(kept.encode()) <= bytes_max
+    assert (cut == 0) == (size <= bytes_max)
+
+
+def test_clean_text_hides_nothing() -> None:
+    assert clean("a\r\nb\rc\td\x1b[31m\x00\u202ee\U000e0041\ud800") == "a\nb\nc\td[31me?"
+
+
+@pytest.mark.parametrize(
+    ("schema", "arguments", "problems"),
+    [
+        ({}, {"x": 1}, []),
+        ({"type": "object"}, [], ["the arguments must be of type object"]),
+        ({"type": "object", "required": ["a"]}, {}, ["a is missing"]),
+        (
+            {"properties": {"a": {"type": "string"}}, "additionalProperties": False},
+            {"a": "x", "b": 1},
+            ["b is unknown; known: a"],
+        ),
+        ({"properties": {"a": {"type": "integer"}}}, {"a": True}, ["a must be of type integer"]),
+        ({"properties": {"a": {"type": "integer"}}}, {"a": 2.0}, []),
+        ({"properties": {"a": {"type": "integer"}}}, {"a": 2.5}, ["a must be of type integer"]),
+        ({"properties": {"a": {"type": ["string", "null"]}}}, {"a": None}, []),
+        ({"properties": {"a": {"enum": ["x", "y"]}}}, {"a": "z"}, ["a must be one of ['x', 'y']"]),
+        ({"properties": {"a": {"type": "number", "minimum": 1}}}, {"a": 0.5}, ["a must keep to minimum 1"]),
+        (
+            {"properties": {"a": {"type": "array", "items": {"type": "object", "required": ["b"]}}}},
+            {"a": [{"b": 1}, {}]},
+            ["a[1].b is missing"],
+        ),
+    ],
+)
+def test_arguments_are_checked_against_the_schema(schema: dict[str, Any], arguments: Any, problems: list[str]) -> None:
+    assert argument_problems(schema, arguments) == problems
+
+
+class TestFiles:
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        root = tmp_path / "root"
+        (root / "sub").mkdir(parents=True)
+        (root / "a.md").write_text("\ufeffone\ntwo\nthree\n", encoding="utf-8")
+        (root / "sub" / "b.txt").write_text("\u00fcber")
+        (tmp_path / "secret.txt").write_text("secret")
+        (tmp_path / "root-next").mkdir()
+        (tmp_path / "root-next" / "c.txt").write_text("secret")
+        return root
+
+    async def run(self, root: Path, tool: str, **arguments: Any) -> ToolOutcome:
+        tools = open_tools(["read_file", "list_files"], ToolSettings(roots=(str(root),)))
+        return await run_tool(tools[tool], arguments)
+
+    async def test_reads_text_and_lines(self, root: Path) -> None:
+        assert (await self.run(root, "read_file", path="a.md")).text == "one\ntwo\nthree\n"
+        assert (await self.run(root, "read_file", path="sub/b.txt")).text == "\u00fcber"
+        assert (await self.run(root, "read_file", path=str(root / "sub" / ".." / "a.md"))).text.startswith("one")
+        assert (await self.run(root, "read_file", path="a.md", first_line=2, lines=1)).text == "two\n"
+        assert "has 3 lines" in (await self.run(root, "read_file", path="a.md", first_line=4)).error
+
+    @pytest.mark.parametrize(
+        ("path", "code"),
+        [
+            ("../secret.txt", "outside_roots"),
+            ("/etc/passwd", "outside_roots"),
+            ("../root-next/c.txt", "outside_roots"),
+            ("link", "outside_roots"),
+            ("dirlink/secret.txt", "outside_roots"),
+            ("none", "not_found"),
+            ("ring", "not_found"),
+            ("a.md/x", "not_found"),
+            ("x" * 300, "not_found"),
+            ("a\0b", "bad_path"),
+            ("\ud800", "outside_roots"),
+            ("sub", "not_a_file"),
+            ("pipe", "not_a_file"),
+            ("large", "too_large"),
+            ("binary", "not_text"),
+            ("latin1", "not_text"),
+            ("", "bad_arguments"),
+        ],
+    )
+    async def test_refuses_clearly(self, root: Path, path: str, code: str) -> None:
+        (root / "link").symlink_to(root.parent / "secret.txt")
+        (root / "dirlink").symlink_to(root.parent)
+        (root / "ring").symlink_to(root / "ring")
+        os.mkfifo(root / "pipe")
+        (root / "large").write_bytes(b"x" * (FILE_BYTES_MAX + 1))
+        (root / "binary").write_bytes(b"a\0b")
+        (root / "latin1").write_bytes("\u00fc".encode("latin-1"))
+        outcome = await self.run(root, "read_file", path=path)
+        assert outcome.error.partition(":")[0] == code
+        assert "secret\n" not in outcome.error + outcome.text
+
+    async def test_a_link_inside_is_followed(self, root: Path) -> None:
+        (root / "inner").symlink_to(root / "sub")
+        assert (await self.run(root, "read_file", path="inner/b.txt")).text == "\u00fcber"
+
+    @pytest.mark.parametrize("swapped", ["sub", "sub/b.txt"])
+    async def test_a_link_swapped_in_after_the_check_leads_nowhere(
+        self, root: Path, swapped: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (root.parent / "b.txt").write_text("secret")
+        find = Roots.find
+
+        def find_then_swap(roots: Roots, path: str) -> tuple[Path, Path]:
+            found = find(roots, path)
+            (root / swapped).rename(root / "moved")
+            (root / swapped).symlink_to(root.parent if swapped == "sub" else root.parent / "b.txt")
+            return found
+
+        monkeypatch.setattr(Roots, "find", find_then_swap)
+        with pytest.raises(Rejected) as caught:
+            await ReadFile(Roots([root])).call({"path": "sub/b.txt"})
+        assert caught.value.code == "not_found"
+
+    async def test_lists(self, root: Path) -> None:
+        (root / "link").symlink_to(root.parent / "secret.txt")
+        assert (await self.run(root, "list_files")).text == f"a.md\t{len('one two three ') + 3}\nsub/b.txt\t5"
+        assert (await self.run(root, "list_files", pattern="*.txt")).text == "sub/b.txt\t5"
+        assert (await self.run(root, "list_files", path="sub")).text == "sub/b.txt\t5"
+        assert (await self.run(root, "list_files", pattern="*.py")).text == "[no files]"
+        assert (await self.run(root, "list_files", path="..")).error.startswith("outside_roots")
+        assert (await self.run(root, "list_files", path="a.md")).error.startswith("not_a_directory")
+
+    async def test_lists_no_more_than_its_cap(self, root: Path) -> None:
+        for number in range(ENTRIES_MAX):
+            (root / "sub" / str(number)).touch()
+        lines = (await self.run(root, "list_files")).text.split("\n")
+        assert len(lines) == ENTRIES_MAX + 1
+        assert lines[-1].startswith("[more than 1000 files")
+
+    async def test_several_roots(self, root: Path) -> None:
+        other = root.parent / "root-next"
+        tools = open_tools(["list_files", "read_file"], ToolSettings(roots=(str(root), str(other))))
+        listed = (await run_tool(tools["list_files"], {})).text.split("\n")
+        assert [line.split("\t")[0] for line in listed] == [
+            str(path) for path in (root / "a.md", root / "sub" / "b.txt", other / "c.txt")
+        ]
+        assert (await run_tool(tools["read_file"], {"path": str(other / "c.txt")})).text == "secret"
+        assert (await run_tool(tools["read_file"], {"path": "c.txt"})).text == "secret"
+
+
+class TestOpenTools:
+    def test_only_what_was_named(self, tmp_path: Path) -> None:
+        assert list(open_tools(["fetch_url"])) == ["fetch_url"]
+        assert open_tools([]) == {}
+
+    @pytest.mark.parametrize(
+        ("names", "roots", "code", "words"),
+        [
+            (["read_flie"], ["."], "unknown_tool", "read_file"),
+            (["shell"], ["."], "unknown_tool", "fetch_url"),
+            (["read_file"], [], "no_roots", "roots"),
+            (["list_files"], ["/nowhere/at/all"], "bad_root", "/nowhere"),
+        ],
+    )
+    def test_clear_errors(self, names: list[str], roots: list[str], code: str, words: str) -> None:
+        with pytest.raises(Rejected, match=words) as caught:
+            open_tools(names, ToolSettings(roots=tuple(roots)))
+        assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("8.8.8.8", True),
+        ("2001:4860:4860::8888", True),
+        ("64:ff9b::808:808", True),
+        *[
+            (address, False)
+            for address in (
+                "127.0.0.1 0.0.0.0 10.1.1.1 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 224.0.0.1 "
+                "255.255.255.255 192.0.2.1 198.18.0.1 240.0.0.1 :: ::1 ::7f00:1 ::ffff:127.0.0.1 ::ffff:10.0.0.1 "
+                "64:ff9b::7f00:1 64:ff9b::a9fe:a9fe 64:ff9b:1::1 2002:7f00:1:: 2001::1 fe80::1 fe80::1%eth0 "
+                "fc00::1 fec0::1 ff02::1 localhost 2130706433"
+            ).split()
+        ],
+    ],
+)
+def test_which_addresses_are_public(address: str, expected: bool) -> None:
+    assert is_public(address) is expected
+
+
+@needs_aiohttp
+class TestFetch:
+    async def fetch(self, url: str, *allow: str) -> ToolOutcome:
+        return await run_tool(FetchUrl(allow), {"url": url})
+
+    async def test_reads_a_page_through_an_exception(self) -> None:
+        async with serving(http("<title>T</title><p>Hello <b>you</b>", kind="text/html; charset=utf-8")) as server:
+            assert await self.fetch(f"{server.url}/page?a=b#c", server.host) == ToolOutcome("T\nHello you")
+        assert server.asked[0].path == "/page?a=b"
+        assert not {"cookie", "authorization"} & set(server.asked[0].headers)
+
+    @pytest.mark.parametrize(
+        ("kind", "body", "text"),
+        [
+            ("text/plain; charset=latin-1", b"\xfcber", "\u00fcber"),
+            ("text/plain; charset=nonsense", b"x", "x"),
+            ("application/json", b'{"a":1}', '{"a":1}'),
+            ("application/ld+json", b"{}", "{}"),
+        ],
+    )
+    async def test_other_texts(self, kind: str, body: bytes, text: str) -> None:
+        async with serving(http(body, kind=kind)) as server:
+            assert (await self.fetch(server.url, server.host)).text == text
+
+    @pytest.mark.parametrize(
+        ("response", "code"),
+        [
+            (http("", status=404), "http_refused"),
+            (http("", status=503), "http_failed"),
+            (http(b"PNG", kind="image/png"), "not_text"),
+            (http(b"a\0b", kind="text/plain"), "not_text"),
+            (http(b"x", kind=""), "not_text"),
+            (http(b"x" * 2_000_001, kind="text/plain"), "too_large"),
+            (http(gzip.compress(b"x" * 3_000_000), kind="text/plain", content_encoding="gzip"), "too_large"),
+            (b"not http at all\r\n\r\n", "unreachable"),
+            (b"", "unreachable"),
+            (http("abc", kind="text/plain")[:-1], "unreachable"),
+        ],
+    )
+    async def test_what_cannot_be_read(self, response: bytes, code: str) -> None:
+        async with serving(response) as server:
+            assert (await self.fetch(server.url, server.host)).error.partition(":")[0] == code
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "file:///etc/passwd",
+            "ftp://example.org/",
+            "http://",
+            "x",
+            "http://user:password@example.org/",
+            "http://example.org:22/",
+            "http://example.org:99999/",
+            "http://[::1/",
+            "gopher://127.0.0.1:70/",
+        ],
+    )
+    async def test_urls_that_are_refused_before_any_socket(self, url: str) -> None:
+        assert (await self.fetch(url)).error.startswith("bad_url")
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "http://127.0.0.1/",
+            "https://127.0.0.1/",
+            "http://localhost/",
+            "http://[::1]/",
+            "http://[::ffff:127.0.0.1]/",
+            "http://[64:ff9b::7f00:1]/",
+            "http://169.254.169.254/latest/meta-data",
+            "http://0.0.0.0/",
+            "http://10.0.0.1/",
+            "http://224.0.0.1/",
+        ],
+    )
+    async def test_internal_addresses_are_blocked_at_connect(self, url: str) -> None:
+        assert (await self.fetch(url)).error.startswith("blocked_address")
+
+    @pytest.mark.parametrize("host", ["2130706433", "0x7f.1", "127.1", "0177.0.0.1", "0"])
+    async def test_odd_ways_to_write_loopback_lead_nowhere(self, host: str) -> None:
+        assert (await self.fetch(f"http://{host}/")).error.partition(":")[0] in ("blocked_address", "bad_url")
+
+    async def test_a_name_that_resolves_to_an_internal_address(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def rebound(*_: Any, **__: Any) -> Any:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.168.7.7", 80))]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", rebound)
+        outcome = await self.fetch("http://innocent.example/")
+        assert outcome.error == "blocked_address: innocent.example is at 192.168.7.7, which is not a public address"
+
+    async def test_an_exception_is_for_its_exact_host_and_port(self) -> None:
+        async with serving(http("x", kind="text/plain")) as one, serving(http("y", kind="text/plain")) as two:
+            assert (await self.fetch(two.url, one.host)).error.startswith("bad_url")
+            assert (await self.fetch(f"http://localhost:{one.port}/", one.host)).error.startswith("bad_url")
+
+    async def test_redirects_are_followed_and_counted(self) -> None:
+        def answer(asked: Asked) -> bytes:
+            left = int(asked.path.strip("/"))
+            return http("", 302, location=f"/{left - 1}") if left else http("done", kind="text/plain")
+
+        async with serving(answer) as server:
+            assert (await self.fetch(f"{server.url}/3", server.host)).text == "done"
+            assert (await self.fetch(f"{server.url}/4", server.host)).error.startswith("too_many_redirects")
+
+    @pytest.mark.parametrize(
+        ("location", "code"),
+        [
+            ("http://127.0.0.1/", "blocked_address"),
+            ("http://169.254.169.254/", "blocked_address"),
+            ("file:///etc/passwd", "bad_url"),
+            ("http://a:b@example.org/", "bad_url"),
+            ("http://127.0.0.1:1/", "bad_url"),
+        ],
+    )
+    async def test_each_redirect_is_judged_anew(self, location: str, code: str) -> None:
+        async with serving(http("", 301, location=location)) as server:
+            assert (await self.fetch(server.url, server.host)).error.partition(":")[0] == code
+
+    async def test_proxies_of_the_environment_are_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with serving(http("proxy", kind="text/plain")) as proxy, serving(http("x", kind="text/plain")) as server:
+            monkeypatch.setenv("HTTP_PROXY", proxy.url)
+            monkeypatch.setenv("http_proxy", proxy.url)
+            assert (await self.fetch(server.url, server.host)).text == "x"
+        assert not proxy.asked
+
+    async def test_a_silent_server_costs_no_more_than_the_timeout(self) -> None:
+        async with serving(None) as server:
+            outcome = await run_tool(FetchUrl([server.host], timeout_ms=200), {"url": server.url})
+        assert outcome.error.startswith("tool_timeout")
+
+    async def test_a_missing_package_says_how_to_get_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def missing(name: str) -> Any:
+            raise ModuleNotFoundError(name)
+
+        monkeypatch.setattr(web_fetch, "import_module", missing)
+        assert (await self.fetch("http://example.org/")).error.startswith("missing_extra")
