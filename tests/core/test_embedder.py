@@ -1,0 +1,87 @@
+"""The hashing embedder: unit length, the same everywhere, and near where texts are alike."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from math import isclose, sqrt
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from swarmd.adapters.hash_embedder import HashEmbedder
+from swarmd.core.errors import Rejected
+
+EMBEDDER = HashEmbedder(256)
+
+
+def nearness(one: str, other: str) -> float:
+    a, b = HashEmbedder().embed([one, other])
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+@given(st.text(max_size=300))
+@example("")
+@example("?!")
+@example("\ud800")
+@example("the of and")
+@example("東京タワー")
+def test_every_text_has_a_unit_vector(text: str) -> None:
+    (vector,) = EMBEDDER.embed([text])
+    assert len(vector) == EMBEDDER.dimension
+    assert isclose(sqrt(sum(x * x for x in vector)), 1.0, rel_tol=1e-9)
+    assert EMBEDDER.embed([text]) == [vector]
+
+
+def test_vectors_do_not_depend_on_their_batch() -> None:
+    texts = ["one lease", "two leases", "", "a broker that was restarted"]
+    assert EMBEDDER.embed(texts) == [EMBEDDER.embed([text])[0] for text in texts]
+    assert EMBEDDER.embed([]) == []
+
+
+def test_another_process_makes_the_same_vectors() -> None:
+    text = "Straße, 東京, don't: the lease of a worker expires after 30.5 seconds"
+    program = (
+        "import sys; from swarmd.adapters.hash_embedder import HashEmbedder;"
+        "sys.stdout.write(repr(HashEmbedder(256).embed([sys.argv[1]])[0]))"
+    )
+    for seed in ("1", "2"):
+        env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONUTF8": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", program, text], env=env, capture_output=True, text=True, check=True
+        )
+        assert done.stdout == repr(EMBEDDER.embed([text])[0])
+
+
+@pytest.mark.parametrize(
+    ("query", "similar", "unrelated"),
+    [
+        ("how do leases expire", "A lease that is not renewed expires.", "Bread is baked from flour and water."),
+        ("deployment of services", "Deploying the service to a cluster", "A history of medieval painting"),
+        ("restarting the broker", "The broker restarts on the same port", "Whales are mammals that live in the sea"),
+    ],
+)
+def test_similar_texts_are_nearer_than_unrelated_ones(query: str, similar: str, unrelated: str) -> None:
+    assert nearness(query, similar) > nearness(query, unrelated) + 0.1
+
+
+def test_repetition_counts_less_than_variety() -> None:
+    once, often = "lease broker", "lease lease lease lease lease lease broker"
+    assert nearness(once, often) > 0.8
+
+
+def test_spelling_carries_over_to_unseen_forms() -> None:
+    assert nearness("tokenizer", "tokenizers") > nearness("tokenizer", "orchestra") + 0.2
+
+
+def test_the_id_names_method_and_dimension() -> None:
+    assert HashEmbedder().id == "hash-v1-1024"
+    assert EMBEDDER.id == "hash-v1-256"
+
+
+@pytest.mark.parametrize("dimension", [0, -1, 63, 32_769])
+def test_an_impossible_dimension_is_refused(dimension: int) -> None:
+    with pytest.raises(Rejected, match="dimension"):
+        HashEmbedder(dimension)
