@@ -95,7 +95,8 @@ def users_config(passwords: Mapping[str, str], swarms: Sequence[str], memories: 
         f"      {{service: {_q(subject)}, response_type: {kind}, response_threshold: {_q(wait)}}}"
         for subject, _, kind, wait in services
     ]
-    feeds = ["swarm.*.event.>", "swarm.*.delta.>", "swarm.*.beat", "swarm.*.health.>", "swarm.*.reply.>"]
+    # The plain inbox is no role's: what is published there is an outcome for a client that named it as its `reply`.
+    feeds = ["swarm.*.event.>", "swarm.*.delta.>", "swarm.*.beat", "swarm.*.health.>", "_INBOX.>", "swarm.*.reply.>"]
     lines += [f"      {{stream: {_q(feed)}}}" for feed in feeds]
     lines += ["    ]", "  }", f"  {CLIENT_ACCOUNT} {{", "    mappings: {"]
     lines += [

@@ -298,6 +298,9 @@ async def test_an_outcome_reaches_the_subject_that_a_client_chose(broker: Broker
         await orchestrator.publish(f"{reply_prefix('main')}{subject}", b"outcome")
         async with asyncio.timeout(5):
             assert (await got.get()).subject == subject
+    await orchestrator.publish("_INBOX.mine", b"outcome")  # an inbox needs no prefix
+    async with asyncio.timeout(5):
+        assert (await got.get()).subject == "_INBOX.mine"
 
 
 async def test_new_swarms_come_into_force_without_a_restart(broker: Broker) -> None:
