@@ -84,6 +84,7 @@ class Orchestrator:
         self._swarm = state.swarm
         self._ports = ports
         self._incarnation = incarnation
+        self.reply_prefix = ""
         self.leader = Leader(state, self._writer_name, self._boot, settings)
         self._writer = LogWriter(
             ports.log,
@@ -259,7 +260,7 @@ class Orchestrator:
         outcomes, leader.outcomes = leader.outcomes, {}
         for (reply, packed), group in outcomes.items():
             for payload in _pack_outcomes(group, packed):
-                await bus.publish(reply, payload)
+                await bus.publish(self.reply_prefix + reply, payload)
         owed, leader.owed = leader.owed, []
         for one in owed:
             self._group.create_task(self._pay(one))
@@ -289,7 +290,7 @@ class Orchestrator:
         """Send an outcome that a former leader may not have sent."""
         outcome = await self._outcome_at(owed.task, owed.buried)
         for payload in _pack_outcomes([outcome], owed.packed):
-            await self._ports.bus.publish(owed.reply, payload)
+            await self._ports.bus.publish(self.reply_prefix + owed.reply, payload)
 
     async def _outcome_at(self, task_id: str, buried: Tombstone) -> Outcome:
         (record,) = await self._ports.log.read([buried.verdict[0]])

@@ -1,0 +1,198 @@
+"""The only place that builds adapters and hands them to roles."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from msgspec import Struct
+
+from swarmd.adapters.jetstream import JetStreamLog
+from swarmd.adapters.nats_blobs import NatsBlobs
+from swarmd.adapters.nats_bus import NatsBus
+from swarmd.adapters.nats_connect import ConnectionEvents, NatsSettings, connect
+from swarmd.adapters.nats_lease import NatsLease
+from swarmd.adapters.probe import TelemetryProbe
+from swarmd.adapters.snapshots import NatsSnapshots
+from swarmd.adapters.streams import StreamLimits, ensure_stream, stream_state, swarm_streams
+from swarmd.adapters.system import SystemClock, SystemEntropy
+from swarmd.adapters.telemetry import Telemetry
+from swarmd.core import subjects
+from swarmd.core.ids import uuid7
+from swarmd.core.leader import LeaderSettings
+from swarmd.core.wire import StoreHealth
+from swarmd.ports import Model, Tool
+from swarmd.roles.attempt import AttemptPorts
+from swarmd.roles.orchestrator import Orchestrator, OrchestratorPorts
+from swarmd.roles.replica import load_state
+from swarmd.roles.worker import NodeOffer, Worker, WorkerSettings
+from swarmd.roles.writer import LogWriter
+from swarmd.sdk import Agent
+
+CLOCK: Final = SystemClock()
+ENTROPY: Final = SystemEntropy()
+
+
+def mint() -> str:
+    """A fresh UUIDv7."""
+    return uuid7(CLOCK.now_ms(), ENTROPY.bits(74))
+
+
+class Wire:
+    """One connection and what is made over it; `on_reconnect` runs each time the broker comes back."""
+
+    def __init__(self) -> None:
+        self.bus: NatsBus
+        self.logs: list[JetStreamLog] = []
+        self.reconnects = asyncio.Event()
+
+    def log(self, stream: str) -> JetStreamLog:
+        log = JetStreamLog(self.bus, stream)
+        self.logs.append(log)
+        return log
+
+
+@asynccontextmanager
+async def connected(settings: NatsSettings, name: str) -> AsyncIterator[Wire]:
+    """A connection that tells its logs when it breaks."""
+    wire = Wire()
+
+    async def on_disconnect() -> None:
+        for log in wire.logs:
+            log.disconnected()
+
+    async def on_reconnect() -> None:
+        wire.reconnects.set()
+
+    client = await connect(settings, name, ConnectionEvents(on_disconnect=on_disconnect, on_reconnect=on_reconnect))
+    wire.bus = NatsBus(client)
+    try:
+        yield wire
+    finally:
+        await client.close()
+
+
+class OrchestratorOptions(Struct, frozen=True):
+    """One orchestrator process."""
+
+    swarm: str
+    name: str
+    settings: LeaderSettings = LeaderSettings()
+    limits: StreamLimits = StreamLimits()
+    replies_prefixed: bool = True
+
+
+async def run_orchestrator(
+    nats: NatsSettings,
+    options: OrchestratorOptions,
+    telemetry: Telemetry,
+    stop: asyncio.Event,
+    ready: Callable[[], None],
+) -> None:
+    """Run one orchestrator until `stop` is set; `ready` is called once it follows its log."""
+    async with connected(nats, f"orchestrator-{options.name}") as wire:
+        swarm, probe = options.swarm, TelemetryProbe(telemetry)
+        for config in swarm_streams(swarm, options.limits):
+            await ensure_stream(wire.bus, config)
+        intake = await stream_state(wire.bus, subjects.intake_stream(swarm))
+        log, boot = wire.log(subjects.log_stream(swarm)), mint()
+        ports = OrchestratorPorts(
+            log=log,
+            intake=wire.log(subjects.intake_stream(swarm)),
+            stores=_stores(wire.bus, swarm),
+            bus=wire.bus,
+            lease=NatsLease(wire.bus, swarm, f"{options.name} {boot}"),
+            clock=CLOCK,
+            entropy=ENTROPY,
+            probe=probe,
+        )
+        state = await load_state(swarm, log, NatsSnapshots(wire.bus, swarm), probe)
+        role = Orchestrator(state, (options.name, boot), ports, options.settings, _incarnation(intake["created"]))
+        role.reply_prefix = f"swarm.{swarm}.reply." if options.replies_prefixed else ""
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(role.run())
+            watching = group.create_task(_on_reconnect(wire, role.reconnected))
+            ready()
+            await stop.wait()
+            await role.drain()
+            running.cancel()
+            watching.cancel()
+
+
+async def _on_reconnect(wire: Wire, act: Callable[[], Any]) -> None:
+    while True:
+        await wire.reconnects.wait()
+        wire.reconnects.clear()
+        await act()
+
+
+def _incarnation(created: str) -> str:
+    """A stream's creation time as part of an id: a stream made anew counts from 1 again, its ids must differ."""
+    return "".join(c for c in created if c.isdigit())[:17]
+
+
+def _stores(bus: NatsBus, swarm: str) -> Callable[[], Any]:
+    names = {"log": subjects.log_stream(swarm), "blobs": subjects.blob_stream(swarm)}
+
+    async def look() -> list[StoreHealth]:
+        states = {store: await stream_state(bus, name) for store, name in names.items()}
+        return [StoreHealth(store, state["bytes"], state["max_bytes"]) for store, state in states.items()]
+
+    return look
+
+
+class WorkerOptions(Struct, frozen=True):
+    """One worker process with `nodes` worker nodes of `capacity` slots each."""
+
+    swarm: str
+    name: str
+    agents: Mapping[str, Agent]
+    models: Callable[[str], Model]
+    tools: Callable[[str], Tool]
+    run_tool: Callable[[Tool, dict[str, Any]], Any]
+    nodes: int = 1
+    capacity: int = 16
+    labels: Mapping[str, str] = {}
+    default_model: str = "offline:extractive"
+    memory: str = "shared"
+    drain_ms: int = 20_000
+
+
+async def run_worker(
+    nats: NatsSettings, options: WorkerOptions, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]
+) -> None:
+    """Run one worker process until `stop` is set, then drain it."""
+    boot, role = mint(), "worker"
+    async with connected(nats, f"worker-{options.name}") as wire, connected(nats, f"heart-{options.name}") as heart:
+        log = wire.log(subjects.log_stream(options.swarm))
+        writer = LogWriter(
+            log,
+            subjects.log(options.swarm, role, options.name),
+            f"/{options.swarm}/{role}/{options.name}",
+            boot,
+            CLOCK,
+            TelemetryProbe(telemetry),
+        )
+        writer.seen = await log.last_seq()
+        ports = AttemptPorts(
+            log=log,
+            blobs=NatsBlobs(wire.bus, options.swarm),
+            bus=wire.bus,
+            clock=CLOCK,
+            writer=writer,
+            models=options.models,
+            tools=options.tools,
+            run_tool=options.run_tool,
+            memory=options.memory,
+        )
+        nodes = [NodeOffer(mint(), options.agents, options.capacity, options.labels) for _ in range(options.nodes)]
+        settings = WorkerSettings(options.swarm, options.name, boot, options.default_model)
+        worker = Worker(settings, nodes, ports, heart.bus)
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(worker.run())
+            ready()
+            await stop.wait()
+            await worker.drain(options.drain_ms)
+            running.cancel()
