@@ -39,6 +39,7 @@ SYSTEMS = (
     {"models", "extractive_model", "openai_model"},
     {"tools", "file_tools", "web_fetch"},
     {"milvus_store", "milvus_server"},
+    {"telemetry", "probe"},
 )
 
 # A library is known to the adapters that are named for it; everyone may use what the base is made of.

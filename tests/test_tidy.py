@@ -125,14 +125,14 @@ def test_every_module_is_used() -> None:
 
 
 def test_broad_excepts_say_why() -> None:
-    """Catching everything is for the places that report and end; each carries its reason on the line."""
+    """Catching everything is for the places that report and end; each carries its reason there."""
     found = []
     for file in sources(PACKAGE):
         lines = file.read_text().splitlines()
         for node in ast.walk(ast.parse("\n".join(lines))):
             if isinstance(node, ast.ExceptHandler):
                 broad = node.type is None or (isinstance(node.type, ast.Name) and node.type.id in _BROAD)
-                if broad and not _passes_on(node) and "#" not in lines[node.lineno - 1]:
+                if broad and not _passes_on(node) and "#" not in "".join(lines[node.lineno - 1 : node.lineno + 1]):
                     found.append(f"{file.relative_to(ROOT)}:{node.lineno}")
     assert found == []
 

@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import socket
 import ssl
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -21,8 +22,6 @@ from msgspec import Struct
 from swarmd.core.errors import Fault, Rejected, SwarmdError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from nats.aio.client import Client
 
 log = logging.getLogger(__name__)
