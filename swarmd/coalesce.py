@@ -9,10 +9,10 @@ Must not know: what the items are.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from msgspec import Struct
-from collections.abc import Sequence
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
