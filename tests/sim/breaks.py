@@ -1,0 +1,46 @@
+"""Rules of the core broken on purpose, to show that the simulation would notice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from swarmd.core import evolve
+from swarmd.core.health import Links
+from swarmd.core.state import live_attempt
+
+BREAKS: Final = ("epoch", "lease", "dedup", "stored")
+
+
+def _reported_without_epoch(state: Any, commit: Any, subject: str, epoch: int) -> Any:
+    """As in the fold, but whatever attempt is live is taken for the one that reports."""
+    task = state.tasks.get(subject)
+    if task is None:
+        return "after_verdict"
+    attempt = live_attempt(task)
+    return "stale_epoch" if attempt is None else (task, attempt)
+
+
+@contextmanager
+def broken(rule: str) -> Iterator[None]:
+    """Break `rule` for a while; "stored" is broken in the simulated shell, "" breaks nothing."""
+    kept: list[tuple[Any, str, Any]] = []
+
+    def replace(owner: Any, name: str, value: Any) -> None:
+        kept.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    if rule == "epoch":
+        replace(evolve, "_reported", _reported_without_epoch)
+    elif rule == "lease":
+        replace(Links, "lapsed", lambda links, now_ms: [])
+    elif rule == "dedup":
+        replace(evolve, "admit", lambda state, writer, n, seen, seq: "")
+    elif rule not in ("", "stored"):
+        raise ValueError(f"no such break: {rule!r}; there are {', '.join(BREAKS)}")
+    try:
+        yield
+    finally:
+        for owner, name, value in reversed(kept):
+            setattr(owner, name, value)

@@ -1,0 +1,191 @@
+"""What must hold: an omniscient observer that folds every record as it is stored and watches what is said.
+
+It looks at the outside of the fold (which event was accepted, what was told to whom) and at the
+invariants of the state, not at how the core reaches them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from swarmd.core import commits, snapshot
+from swarmd.core import effects as fx
+from swarmd.core.codec import Codec, Commit, Garbage, Record
+from swarmd.core.events import Completed, Event, Failed, Redriven, Spawned, Stepped
+from swarmd.core.evolve import apply
+from swarmd.core.state import TERMINAL, Place, SwarmState
+from swarmd.core.wire import Outcome, Start
+
+Key = tuple[str, str, int]
+
+
+class Violation(AssertionError):
+    """The core broke a promise."""
+
+
+class Oracle:
+    """The fold of everything stored, at the moment it is stored, and the books kept beside it."""
+
+    def __init__(self, swarm: str) -> None:
+        self.state = SwarmState(swarm)
+        self.codec = Codec()
+        self.accepted: set[str] = set()
+        self.verdicts: dict[str, list[tuple[str, Place]]] = {}
+        self.redriven: Counter[str] = Counter()
+        self.assigned: dict[tuple[str, int], tuple[str, frozenset[str]]] = {}
+        self.refused: Counter[str] = Counter()
+        self.capacity_max: dict[str, int] = {}
+        self.executions = 0
+        self._folded: set[Key] = set()
+
+    # --- what is stored ---
+
+    def stored(self, record: Record) -> None:
+        """Fold a record and compare what changed with what may change."""
+        commit = self.codec.decode(record)
+        state = self.state
+        if isinstance(commit, Garbage):
+            if apply(state, commit):
+                raise Violation(f"garbage at {record.seq} had effects")
+            return
+        live = {event.subject: self._epochs(event.subject) for event in commit.events if isinstance(event, Event)}
+        effects = apply(state, commit)
+        key = (f"{commit.role}/{commit.writer}", commit.boot, commit.n)
+        void = commit.seen < record.seq - commits.HORIZON
+        if effects and (void or key in self._folded):
+            raise Violation(f"commit {key} at {record.seq} is {'void' if void else 'repeated'} and had effects")
+        if not void:
+            self._folded.add(key)
+        self._watch(commit, effects, live)
+        for index, event in enumerate(commit.events):
+            if isinstance(event, Event) and isinstance(event.data, Stepped | Spawned):
+                self._check_step(commit, event, event.data, (commit.seq, index))
+        if record.seq % 25 == 0:
+            self.check_invariants()
+
+    def _epochs(self, task_id: str) -> frozenset[int]:
+        task = self.state.tasks.get(task_id)
+        return frozenset(task.attempts) if task else frozenset()
+
+    def _watch(self, commit: Commit, effects: list[fx.Effect], live: dict[str, frozenset[int]]) -> None:
+        for effect in effects:
+            match effect:
+                case fx.Queued(task):
+                    self.accepted.add(task.id)
+                case fx.Started(task, attempt):
+                    if (task.id, attempt.epoch) in self.assigned:
+                        raise Violation(f"{task.id} was assigned twice at epoch {attempt.epoch}")
+                    self.assigned[task.id, attempt.epoch] = (attempt.member, frozenset(attempt.journal))
+                    member = self.state.members.get(attempt.member)
+                    if member and len(member.running) > self.capacity_max.get(member.id, 0):
+                        raise Violation(f"{member.id} runs {len(member.running)} attempts, over its capacity")
+                case fx.Offered(member, _):
+                    self.capacity_max[member.id] = max(self.capacity_max.get(member.id, 0), member.capacity)
+                case fx.Refusal(subject):
+                    self.refused[subject] += 1
+                case fx.Ended():
+                    self._check_verdict(commit, effect, live)
+                case _:
+                    pass
+        for event in commit.events:
+            if isinstance(event, Event) and isinstance(event.data, Redriven) and event.subject in self.state.tasks:
+                self.redriven[event.subject] += 1
+
+    def _check_verdict(self, commit: Commit, ended: fx.Ended, live: dict[str, frozenset[int]]) -> None:
+        task_id = ended.task.id
+        told = self.verdicts.setdefault(task_id, [])
+        told.append((ended.state, ended.place))
+        if len(told) > 1 + self.redriven[task_id]:
+            raise Violation(f"{task_id} has {len(told)} verdicts: {told}")
+        event = commit.events[ended.place[1]]
+        if isinstance(event, Event) and isinstance(event.data, Completed | Failed) and event.subject == task_id:
+            if event.data.epoch not in live[task_id]:
+                raise Violation(f"{task_id} got its verdict from epoch {event.data.epoch}, live were {live[task_id]}")
+            self._check_owner(commit, task_id, event.data.epoch)
+
+    def _check_step(self, commit: Commit, event: Event, fact: Stepped | Spawned, place: Place) -> None:
+        task = self.state.tasks.get(event.subject)
+        if task is None:
+            return
+        for epoch, attempt in task.attempts.items():
+            if attempt.journal.get(fact.key) == place and epoch != fact.epoch:
+                raise Violation(f"{task.id}: a step of epoch {fact.epoch} is on the branch of epoch {epoch}")
+            if attempt.journal.get(fact.key) == place:
+                self._check_owner(commit, task.id, epoch)
+
+    def _check_owner(self, commit: Commit, task_id: str, epoch: int) -> None:
+        member = self.assigned[task_id, epoch][0]
+        if not (member.startswith(f"{commit.writer}/{commit.boot}/") or member == f"swarm/{commit.writer}"):
+            raise Violation(f"{task_id}: {commit.writer}/{commit.boot} was believed about {member}'s attempt {epoch}")
+
+    def find(self, task_id: str, seq: int) -> Place | None:
+        """The newest verdict up to `seq`, as a catalog would know it when the fold has forgotten the task."""
+        places = [place for _, place in self.verdicts.get(task_id, ()) if place[0] <= seq]
+        return places[-1] if places else None
+
+    # --- what is said and done ---
+
+    def told_accepted(self, task_id: str) -> None:
+        if task_id not in self.accepted:
+            raise Violation(f"a client was told that {task_id} is accepted, but the fold never accepted it")
+
+    def told_outcome(self, outcome: Outcome) -> None:
+        if not outcome.final or outcome.task not in self.accepted:
+            if outcome.final and outcome.task not in self.refused:
+                raise Violation(f"an outcome of {outcome.task} was told, which was neither accepted nor refused")
+            return
+        if not any(state == outcome.state for state, _ in self.verdicts.get(outcome.task, ())):
+            raise Violation(f"{outcome.task} was told to be {outcome.state}; verdicts are {self.verdicts}")
+
+    def handed_over(self, start: Start) -> None:
+        """A member got an attempt: the fold must have given it exactly this."""
+        known = self.assigned.get((start.task, start.epoch))
+        if known is None or known[0] != start.member:
+            raise Violation(f"{start.member} was handed {start.task} epoch {start.epoch}, which is not its attempt")
+
+    def executing(self, task_id: str, epoch: int, key: str) -> None:
+        """A step begins: its record must not have been accepted when the attempt was assigned."""
+        self.executions += 1
+        if key in self.assigned[task_id, epoch][1]:
+            raise Violation(f"{task_id}: step {key} is recorded and was executed again by epoch {epoch}")
+
+    # --- the state itself ---
+
+    def check_invariants(self) -> None:
+        state = self.state
+        for member in state.members.values():
+            for task_id, epoch in member.running.items():
+                task = state.tasks.get(task_id)
+                if task is None or epoch not in task.attempts or task.attempts[epoch].member != member.id:
+                    raise Violation(f"{member.id} runs {task_id}/{epoch}, the task does not know it")
+        for task in state.tasks.values():
+            if task.state in TERMINAL:
+                raise Violation(f"{task.id} is live and {task.state}")
+            if (task.state == "assigned") != bool(task.attempts):
+                raise Violation(f"{task.id} is {task.state} with attempts {list(task.attempts)}")
+            for epoch, attempt in task.attempts.items():
+                member_of = state.members.get(attempt.member)
+                if member_of is None or member_of.running.get(task.id) != epoch:
+                    raise Violation(f"{task.id}/{epoch} is not among what {attempt.member} runs")
+            if (task.state == "suspended") != bool(task.waits):
+                raise Violation(f"{task.id} is {task.state} and waits for {task.waits}")
+            if any(task.children[child] is not None for child in task.waits):
+                raise Violation(f"{task.id} waits for a child that has its verdict")
+
+    def check_replay(self, records: list[Record], cut: int) -> None:
+        """The log from its start, and a snapshot at `cut` plus the tail, must both give this state."""
+        fresh = SwarmState(self.state.swarm)
+        middle = b""
+        for record in records:
+            apply(fresh, self.codec.decode(record))
+            if record.seq == cut:
+                middle = snapshot.encode(fresh)
+        truth = snapshot.encode(self.state)
+        if snapshot.encode(fresh) != truth:
+            raise Violation("a replay from sequence 1 differs from the live fold")
+        if middle:
+            loaded = snapshot.decode(middle)
+            for record in records[cut:]:
+                apply(loaded, self.codec.decode(record))
+            if snapshot.encode(loaded) != truth:
+                raise Violation(f"a snapshot at {cut} plus the tail differs from the live fold")

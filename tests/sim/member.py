@@ -1,0 +1,259 @@
+"""A simulated worker process: several member nodes, many attempts, one writer, one boot per life.
+
+It mirrors the rules of the real worker: a step waits for the receipt of the one before, reports are
+repeated until a receipt comes, an attempt is listed until then, and a recorded step is never executed again.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw
+
+from swarmd.core import ids, subjects
+from swarmd.core.codec import Garbage, Record
+from swarmd.core.events import (
+    Completed,
+    Event,
+    Fact,
+    Failed,
+    Failure,
+    MemberJoined,
+    MemberLeft,
+    Returned,
+    Spawned,
+    Stepped,
+    Suspended,
+)
+from swarmd.core.link import Receiver
+from swarmd.core.wire import Beat, ChildDone, Dispatch, Heartbeat, Rejoin, Report, Start, Stop
+from tests.sim import script as scripts
+from tests.sim.log import Writer
+from tests.sim.orchestrator import Swarm
+from tests.sim.world import Process
+
+BEAT_MS = 60
+NODES = 2
+CAPACITY = 3
+_dispatches = msgspec.json.Decoder(Dispatch)
+
+
+class Run:
+    """One attempt: where it is in its script, from the journal it was handed and what it did since."""
+
+    def __init__(self, worker: Worker, start: Start) -> None:
+        self.worker, self.start = worker, start
+        self.script = scripts.decode(bytes(start.input))
+        self.done: set[str] = set()
+        self.children = dict(start.children)
+        self.stopped = False
+        self.busy = True
+        if start.journal:
+            seqs = [seq for seq, _ in start.journal]
+            worker.swarm.log.read(worker, seqs, self._resume)
+        else:
+            self._ready()
+
+    def _resume(self, records: list[Record]) -> None:
+        for record, (_, index) in zip(records, self.start.journal, strict=True):
+            commit = self.worker.swarm.oracle.codec.decode(record)
+            event = commit if isinstance(commit, Garbage) else commit.events[index]
+            if not isinstance(event, Event) or not isinstance(event.data, Stepped | Spawned):
+                raise AssertionError(f"the journal of {self.start.task} lists {record.seq}/{index}, no step")
+            self.done.add(event.data.key)
+        self._ready()
+
+    def _ready(self) -> None:
+        self.busy = False
+        self.advance()
+
+    def advance(self) -> None:
+        """Do the next thing in the script that is not done."""
+        if self.stopped or self.busy:
+            return
+        script, task = self.script, self.start.task
+        if self.worker.draining:
+            self._report(Returned(epoch=self.start.epoch, reason="drain"))
+            return
+        for n in range(script.steps):
+            if f"s{n}" not in self.done:
+                self._execute(f"s{n}")
+                return
+        for n, child in enumerate(script.children):
+            if f"spawn{n}" not in self.done:
+                fact = Spawned(
+                    epoch=self.start.epoch, key=f"spawn{n}", n=n, agent=child.agent, input=Raw(scripts.encode(child))
+                )
+                self._record(fact, f"spawn{n}")
+                return
+        names = [ids.child_id(task, n) for n in range(len(script.children))]
+        open_children = [name for name in names if self.children.get(name) is None]
+        if open_children:
+            if not script.hot:
+                self._report(Suspended(epoch=self.start.epoch, waits=open_children))
+            return
+        if script.children and "tail" not in self.done:
+            self._execute("tail")
+            return
+        self._finish()
+
+    def _finish(self) -> None:
+        epoch, chance = self.start.epoch, self.worker.world.chance
+        if self.script.fail == "doom":
+            self._report(Failed(epoch=epoch, failure=Failure("doomed", "as scripted"), retryable=False))
+        elif self.script.fail == "retry" and chance.random() < 0.6:
+            self._report(Failed(epoch=epoch, failure=Failure("flaky", "as scripted")))
+        else:
+            self._report(Completed(epoch=epoch, output=Raw(b'{"by":%d}' % epoch)))
+
+    def _execute(self, key: str) -> None:
+        self.busy = True
+        self.worker.swarm.oracle.executing(self.start.task, self.start.epoch, key)
+        self.worker.later(self.script.ms, lambda: self._executed(key))
+
+    def _executed(self, key: str) -> None:
+        if not self.stopped:
+            self._record(Stepped(epoch=self.start.epoch, key=key, kind="step", result=Raw(b"1"), tokens=3), key)
+
+    def _record(self, fact: Fact, key: str) -> None:
+        self.busy = True
+        self.worker.writer.append([Event(self.start.task, fact)], lambda _: self._recorded(key))
+
+    def _recorded(self, key: str) -> None:
+        self.done.add(key)
+        self._ready()
+
+    def _report(self, fact: Fact) -> None:
+        """The last event of this attempt; it stays listed until the receipt is here."""
+        self.busy = True
+        self.worker.writer.append([Event(self.start.task, fact)], lambda _: self.worker.ended(self))
+
+
+class Worker(Process):
+    """A process with `NODES` members. A crash loses everything; the next life has another boot."""
+
+    role = "worker"
+
+    def __init__(self, swarm: Swarm, name: str) -> None:
+        super().__init__(swarm.world, name)
+        self.swarm = swarm
+        self.writer: Writer
+        self.draining = False
+        self.runs: dict[tuple[str, int], Run] = {}
+        self.members: list[str] = []
+        self._receiver = Receiver()
+        self._list_wanted = False
+        self._boot = ""
+
+    def boot(self) -> None:
+        self._boot = f"{self.world.bits(64):016x}"
+        self.writer = Writer(self, self.swarm.log, self.role, self.name, self._boot)
+        self.runs, self.draining, self._list_wanted = {}, False, False
+        self._receiver = Receiver()
+        self.members = self.name_members()
+        bus, swarm = self.swarm.bus, self.swarm.swarm
+        bus.subscribe(self, subjects.dispatch(swarm, self.role, self.name, self._boot), self._on_dispatch)
+        bus.subscribe(self, "beat", self._on_beat)
+        self.join()
+        self._heartbeat()
+
+    def name_members(self) -> list[str]:
+        return [ids.node_member(self.name, self._boot, n) for n in range(NODES)]
+
+    def offer(self, member: str) -> MemberJoined:
+        agents = ["work", "parent"] if not member.endswith("/1") else ["work"]
+        return MemberJoined(member=member, kind="node", agents=agents, capacity=0 if self.draining else CAPACITY)
+
+    def join(self) -> None:
+        """Offer (or withdraw) every member."""
+        self.writer.append([Event(member, self.offer(member)) for member in self.members])
+
+    def drain(self) -> None:
+        """Take no more work, hand back what runs, leave, end."""
+        if not self.alive or self.draining:
+            return
+        self.world.say(f"{self.name} drains")
+        self.draining = True
+        self.join()
+        for run in list(self.runs.values()):
+            run.advance()
+        self._leave_when_empty()
+
+    def _leave_when_empty(self) -> None:
+        if not self.runs and self.writer.idle:
+            self.writer.append([Event(m, MemberLeft(member=m)) for m in self.members], lambda _: self.crash())
+        else:
+            self.later(50, self._leave_when_empty)
+
+    def ended(self, run: Run) -> None:
+        """The receipt of an attempt's last report is here."""
+        if not run.stopped:
+            run.stopped = True
+            self.runs.pop((run.start.task, run.start.epoch), None)
+
+    # --- the leader ---
+
+    def _on_beat(self, payload: bytes, reply: str) -> None:
+        self.writer.seen = max(self.writer.seen, msgspec.json.decode(payload, type=Beat).seq)
+
+    def _on_dispatch(self, payload: bytes, reply: str) -> None:
+        dispatch = _dispatches.decode(payload)
+        for item in self._receiver.take(dispatch):
+            match item:
+                case Start():
+                    self.begin(item)
+                case Stop(task, epoch):
+                    self.stop(task, epoch)
+                case ChildDone(task, child, place):
+                    self._child_done(task, child, place)
+                case Report():
+                    self._list_wanted = True
+                case Rejoin():
+                    self.rejoin()
+
+    def rejoin(self) -> None:
+        """The log does not know these members: whatever runs has no right to."""
+        for task, epoch in list(self.runs):
+            self.stop(task, epoch)
+        self.join()
+
+    def begin(self, start: Start) -> None:
+        self.swarm.oracle.handed_over(start)
+        if (start.task, start.epoch) not in self.runs:
+            self.runs[start.task, start.epoch] = run = Run(self, start)
+            run.advance()
+
+    def stop(self, task: str, epoch: int) -> None:
+        run = self.runs.pop((task, epoch), None)
+        if run is not None:
+            run.stopped = True
+
+    def _child_done(self, task: str, child: str, place: tuple[int, int]) -> None:
+        for (which, _), run in list(self.runs.items()):
+            if which == task:
+                run.children[child] = place
+                run.advance()
+
+    def counts(self) -> dict[str, int]:
+        """Running attempts of every member, idle ones included."""
+        running = dict.fromkeys(self.members, 0)
+        for run in self.runs.values():
+            running[run.start.member] += 1
+        return running
+
+    def listed(self) -> list[tuple[str, int]]:
+        return list(self.runs)
+
+    def _heartbeat(self) -> None:
+        self.later(BEAT_MS + self.world.chance.randint(0, 10), self._heartbeat)
+        beat = Heartbeat(
+            self.role,
+            self.name,
+            self._boot,
+            self._receiver.term,
+            self._receiver.ack,
+            self.writer.last_receipt,
+            self.counts(),
+            self.listed() if self._list_wanted else None,
+        )
+        self._list_wanted = False
+        self.swarm.bus.publish(self, "health", msgspec.json.encode(beat))

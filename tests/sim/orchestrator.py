@@ -1,0 +1,281 @@
+"""A simulated orchestrator: the real `Leader` in a shell that mirrors the role's rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from swarmd.core import commands, ids, snapshot, subjects
+from swarmd.core.codec import Garbage, Record
+from swarmd.core.errors import Conflict, Rejected
+from swarmd.core.events import Assigned, Event, Failure, Submitted
+from swarmd.core.leader import Leader, LeaderSettings
+from swarmd.core.outcomes import outcome_at
+from swarmd.core.state import Attempt, Limits, Place, SwarmState, Task
+from swarmd.core.wire import Beat, Heartbeat, Outcome, Receipt, TaskQuery
+from tests.sim.bus import Bus
+from tests.sim.checks import Oracle
+from tests.sim.log import SimLog, Writer
+from tests.sim.world import Process, World
+
+TICK_MS: Final = 40
+LEASE_TTL_MS: Final = 700
+_beats: Final = msgspec.json.Decoder(Heartbeat)
+
+
+class Settings(Struct, frozen=True):
+    """What all parts of one simulated swarm share."""
+
+    swarm: str
+    leader: LeaderSettings
+    broken: str = ""
+
+
+class Swarm:
+    """The things outside every process: broker, intake, lease, stored snapshots, and the observer."""
+
+    def __init__(self, world: World, settings: Settings) -> None:
+        self.world, self.settings = world, settings
+        self.swarm = settings.swarm
+        self.oracle = Oracle(settings.swarm)
+        self.log = SimLog(world, settings.swarm, self.oracle.stored)
+        self.bus = Bus(world)
+        self.intake: list[bytes] = []
+        self.lease: tuple[str, int] = ("", 0)
+        self.snapshots: list[bytes] = []
+
+
+class Orchestrator(Process):
+    """Leads or stands by; forgets everything in a crash and starts from a snapshot or from the log's beginning."""
+
+    def __init__(self, swarm: Swarm, name: str) -> None:
+        super().__init__(swarm.world, name)
+        self._swarm = swarm
+        self.leader: Leader
+        self._writer: Writer
+        self._campaign_at_ms = 0
+        self._reading = False
+
+    def boot(self) -> None:
+        swarm, world = self._swarm, self.world
+        boot = f"{world.bits(64):016x}"
+        state = SwarmState(swarm.swarm)
+        if swarm.snapshots and world.chance.random() < 0.6:
+            state = snapshot.decode(world.chance.choice(swarm.snapshots))
+        self.leader = Leader(state, self.name, boot, swarm.settings.leader)
+        self._writer = Writer(self, swarm.log, "orchestrator", self.name, boot)
+        self._campaign_at_ms = 0
+        self._reading = False
+        swarm.log.follow(self, self._read_on)
+        listen: list[tuple[str, Callable[[bytes, str], None]]] = [
+            (subjects.ctl(swarm.swarm, "submit"), self._on_submit),
+            (subjects.ctl(swarm.swarm, "result"), self._on_result),
+            (subjects.ctl(swarm.swarm, "cancel"), self._on_cancel),
+            (subjects.ctl(swarm.swarm, "redrive"), self._on_redrive),
+            ("health", self._on_heartbeat),
+        ]
+        for subject, receive in listen:
+            swarm.bus.subscribe(self, subject, receive)
+        self._read_on()
+        self._tick()
+
+    # --- the log ---
+
+    def _read_on(self) -> None:
+        log, leader = self._swarm.log, self.leader
+        if log.down or self.name in self.world.cut:
+            self.later(200, self._read_on)
+            return
+        for record in log.records[leader.state.seq :]:
+            commit = self._swarm.oracle.codec.decode(record)
+            leader.fold(commit, self.world.now_ms)
+            if isinstance(commit, Garbage):
+                continue
+            self._writer.seen = max(self._writer.seen, record.seq)
+            if not leader.leading and record.seq % 40 == 0:
+                self._swarm.snapshots.append(snapshot.encode(leader.state))
+        self._send()
+
+    def _tick(self) -> None:
+        self.later(TICK_MS + self.world.chance.randint(0, 10), self._tick)
+        now_ms, leader = self.world.now_ms, self.leader
+        self._hold_lease()
+        leader.tick(now_ms)
+        if leader.leading:
+            self._take_intake()
+            beat = Beat(leader.state.term, leader.state.seq, self.name)
+            self._swarm.bus.publish(self, "beat", msgspec.json.encode(beat))
+        self._send()
+
+    def _hold_lease(self) -> None:
+        """The lease is a hint: whoever holds it campaigns; the log's term decides."""
+        swarm, now_ms = self._swarm, self.world.now_ms
+        if self.name in self.world.cut or swarm.log.down:
+            return
+        holder, until_ms = swarm.lease
+        if holder in ("", self.name) or until_ms <= now_ms:
+            swarm.lease = (self.name, now_ms + LEASE_TTL_MS)
+        hasty = self.world.maybe(self.world.faults.two_leaders, 0.02)
+        if (swarm.lease[0] == self.name or hasty) and not self.leader.leading and now_ms >= self._campaign_at_ms:
+            self._campaign_at_ms = now_ms + 600
+            self._writer.append([self.leader.campaign()])
+
+    def _take_intake(self) -> None:
+        swarm, leader = self._swarm, self.leader
+        if self.name in self.world.cut or swarm.log.down:
+            return
+        for seq in range(leader.intake_read + 1, len(swarm.intake) + 1):
+            task_id = ids.intake_id("sim", seq)
+            try:
+                (submission,), _ = commands.parse_submissions(swarm.intake[seq - 1])
+                commands.check(submission)
+                leader.intake(seq, submission.id or task_id, submission, self.world.now_ms)
+            except Rejected as error:
+                leader.intake(seq, task_id, error, self.world.now_ms)
+
+    def _send(self) -> None:
+        """Whatever the leader wants stored, dispatched, answered and told."""
+        swarm, leader, now_ms = self._swarm, self.leader, self.world.now_ms
+        while self._writer.free:
+            events = leader.decide()
+            if not events:
+                break
+            self._writer.append(events, self._stored(events))
+        batches = leader.links.flush(leader.state.seq, now_ms) + leader.links.overdue(now_ms)
+        for (role, writer, boot), dispatch in batches:
+            if leader.leading:
+                subject = subjects.dispatch(swarm.swarm, role, writer, boot)
+                swarm.bus.publish(self, subject, msgspec.json.encode(dispatch))
+        answers, leader.answers = leader.answers, []
+        for ask, answer in answers:
+            self._answer(ask, answer)
+        outcomes, leader.outcomes = leader.outcomes, {}
+        for (reply, _), told in outcomes.items():
+            for outcome in told:
+                self._answer(reply, outcome)
+        if leader.owed and not self._reading:
+            self._reading = True
+            owed = leader.owed[0]
+            self._outcome_at(owed.task, owed.buried.verdict, lambda outcome: self._pay(outcome, owed.reply))
+
+    def _pay(self, outcome: Outcome, reply: str) -> None:
+        self._reading = False
+        if self.leader.owed and self.leader.owed[0].task == outcome.task:
+            self.leader.owed.pop(0)
+            self._answer(reply, outcome)
+            self._send()
+
+    def _stored(self, events: list[Event]) -> Callable[[int], None] | None:
+        """With the rule 'stored is not accepted' broken, the receipt is taken for acceptance."""
+        if self._swarm.settings.broken != "stored":
+            return None
+
+        def believe(_: int) -> None:
+            leader = self.leader
+            for event in events:
+                task = leader.state.tasks.get(event.subject)
+                if isinstance(event.data, Submitted):
+                    for ask in leader._proposed.get(event.subject, ("", []))[1]:
+                        self._answer(ask, Receipt(event.subject))
+                elif isinstance(event.data, Assigned) and task and event.data.member in leader.state.members:
+                    member = leader.state.members[event.data.member]
+                    start = leader._start(_with_attempt(task, event.data), event.data.epoch)
+                    leader.links.send(member, start)
+
+        return believe
+
+    # --- requests ---
+
+    def _answer(self, reply: str, answer: Receipt | Outcome) -> None:
+        oracle = self._swarm.oracle
+        if isinstance(answer, Outcome):
+            oracle.told_outcome(answer)
+        elif answer.task:
+            oracle.told_accepted(answer.task)
+        self._swarm.bus.publish(self, reply, msgspec.json.encode(answer))
+
+    def _on_submit(self, payload: bytes, reply: str) -> None:
+        leader = self.leader
+        if not leader.leading:
+            return
+        try:
+            submissions, packed = commands.parse_submissions(payload)
+            submission = commands.check(submissions[0])
+            receipt = leader.submit(submission, submission.id, self.world.now_ms, packed, reply)
+        except (Rejected, Conflict) as error:
+            receipt = Receipt(error=Failure(error.code, error.message))
+        if receipt is not None:
+            self._answer(reply, receipt)
+        self._send()
+
+    def _on_result(self, payload: bytes, reply: str) -> None:
+        query = msgspec.json.decode(payload, type=TaskQuery)
+        try:
+            buried = self.leader.await_outcome(query.task, reply)
+            place = None if buried is None else buried.verdict
+        except Rejected as error:
+            place = self._swarm.oracle.find(query.task, self.leader.state.seq) if error.code == "unknown_task" else None
+        if place is not None:
+            self._outcome_at(query.task, place, lambda outcome: self._answer(reply, outcome))
+
+    def _on_cancel(self, payload: bytes, reply: str) -> None:
+        self._command(lambda query: self.leader.cancel(query.task, "wanted"), payload)
+
+    def _on_redrive(self, payload: bytes, reply: str) -> None:
+        self._command(lambda query: self.leader.redrive(query.task), payload)
+
+    def _command(self, command: Callable[[TaskQuery], None], payload: bytes) -> None:
+        try:
+            command(msgspec.json.decode(payload, type=TaskQuery))
+        except Rejected:
+            return
+        self._send()
+
+    def _on_heartbeat(self, payload: bytes, reply: str) -> None:
+        if self.leader.leading:
+            self.leader.heartbeat(_beats.decode(payload), self.world.now_ms)
+            self._send()
+
+    def _outcome_at(self, task_id: str, place: Place, then: Callable[[Outcome], None]) -> None:
+        """Read a verdict back from the log, as it is done long after the end."""
+        def found(records: list[Record]) -> None:
+            then(outcome_at(self._swarm.oracle.codec.decode(records[0]), task_id, place))
+
+        self._swarm.log.read(self, [place[0]], found)
+
+
+def _with_attempt(task: Task, fact: Assigned) -> Task:
+    """A copy of a task as it would be had the fold accepted `fact`."""
+    copy = msgspec.structs.replace(task)
+    copy.attempts = {fact.epoch: Attempt(fact.epoch, fact.member, dict(task.journal))}
+    return copy
+
+
+def _with_attempt(task: Task, fact: Assigned) -> Task:
+    """A copy of a task as it would be had the fold accepted `fact`."""
+    copy = msgspec.structs.replace(task)
+    copy.attempts = {fact.epoch: Attempt(fact.epoch, fact.member, dict(task.journal))}
+    return copy
+
+
+def _outcome_of(task_id: str, event: Event, place: Place) -> Outcome:
+    """A verdict as its event says it; an event about another subject took this task with it."""
+    fact = event.data
+    if event.subject != task_id:
+        return Outcome(task_id, "dead" if isinstance(fact, MemberLost) else "cancelled", seq=place[0])
+    match fact:
+        case Completed():
+            return Outcome(task_id, "completed", fact.output, seq=place[0])
+        case Failed():
+            return Outcome(task_id, "dead", error=fact.failure, seq=place[0])
+        case Expired():
+            return Outcome(task_id, "expired", seq=place[0])
+        case _:
+            return Outcome(task_id, "cancelled", seq=place[0])
+
+
+def limits(short_memory: bool) -> Limits:
+    return Limits(remembered_max=12 if short_memory else 100_000, dead_max=50, losses_max=25)

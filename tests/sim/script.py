@@ -1,0 +1,46 @@
+"""What simulated agents do: a small script in the task's input, the same for every attempt."""
+
+from __future__ import annotations
+
+from random import Random  # noqa: TID251 - handed in by the world, never made here
+
+import msgspec
+from msgspec import Struct, field
+
+
+class Script(Struct, omit_defaults=True):
+    """`steps` steps of `ms`, then children (gathered), then one more step if there were any, then the end."""
+
+    steps: int = 1
+    ms: int = 20
+    fail: str = ""  #: "", "retry" (by chance, retryable) or "doom"
+    hot: bool = False  #: wait for children in the slot instead of suspending
+    agent: str = "work"
+    children: list[Script] = field(default_factory=list)
+
+
+def draw(chance: Random, depth: int = 0) -> Script:
+    """A random script: mostly short, some long, some that fail, some with children."""
+    kind = chance.random()
+    script = Script(steps=chance.randint(0, 4), ms=chance.choice((1, 10, 40, 120)))
+    if kind < 0.08:
+        script.steps, script.ms = chance.randint(2, 5), 500
+    elif kind < 0.22:
+        script.fail = "retry"
+    elif kind < 0.28:
+        script.fail = "doom"
+    elif kind < 0.40 and depth == 0:
+        script.agent = "remote"
+    elif kind < 0.62 and depth < 2:
+        script.agent = "parent"
+        script.hot = chance.random() < 0.3
+        script.children = [draw(chance, depth + 1) for _ in range(chance.randint(1, 3))]
+    return script
+
+
+def encode(script: Script) -> bytes:
+    return msgspec.json.encode(script)
+
+
+def decode(payload: bytes) -> Script:
+    return msgspec.json.decode(payload, type=Script)

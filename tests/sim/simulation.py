@@ -1,0 +1,226 @@
+"""One seed from beginning to end: faults while clients submit, then healing, then everything must converge."""
+
+from __future__ import annotations
+
+from msgspec import Raw
+
+from swarmd.core import commits, snapshot
+from swarmd.core.codec import encode_event, message_id, pack
+from swarmd.core.events import TYPES, Completed, Elected, Event, Fact
+from swarmd.core.leader import LeaderSettings
+from tests.sim import script as scripts
+from tests.sim.breaks import broken
+from tests.sim.checks import Violation
+from tests.sim.client import Client
+from tests.sim.delegate import ChildSwarm, Delegate
+from tests.sim.member import Worker
+from tests.sim.orchestrator import Orchestrator, Settings, Swarm, limits
+from tests.sim.world import EPOCH_MS, Process, World
+
+#: Once faults stop, everything must have ended within this much virtual time.
+CONVERGE_MS = 60_000
+SHORT_HORIZON = 250
+
+
+class Simulation:
+    """A small swarm: 2 or 3 orchestrators, 2 or 3 worker processes, a delegate, clients, and what befalls them."""
+
+    def __init__(self, seed: int, broken: str = "") -> None:
+        self.seed = seed
+        self.world = world = World(seed)
+        chance, faults = world.chance, world.faults
+        self.faults = faults.copy()
+        settings = LeaderSettings(limits(faults.short_memory), lease_ms=500, resend_ms=120, settle_ms=100, stall_ms=200)
+        self.swarm = Swarm(world, Settings("sim", settings, broken))
+        self.span_ms = chance.choice((800, 2_000, 4_000))
+        self.leaders = [Orchestrator(self.swarm, f"lead{n}") for n in range(chance.randint(2, 3))]
+        self.workers = [Worker(self.swarm, f"work{n}") for n in range(chance.randint(2, 3))]
+        self.child = ChildSwarm()
+        self.delegates = [Delegate(self.swarm, "kid", self.child)]
+        tasks = chance.randint(8, 24)
+        self.clients = [Client(self.swarm, f"client{n}", tasks // 2, self.span_ms) for n in range(2)]
+        self.snapshot_at = chance.randint(1, 400)
+
+    def run(self) -> None:
+        """Raise `Violation` if the core breaks a promise."""
+        everyone: list[Process] = [*self.leaders, *self.workers, *self.delegates, *self.clients]
+        for process in everyone:
+            process.start()
+        self._plan_intake()
+        self._plan_faults()
+        world = self.world
+        world.run(EPOCH_MS + self.span_ms)
+        self._heal()
+        if not world.run(world.now_ms + CONVERGE_MS, self._converged):
+            raise Violation(f"no convergence {CONVERGE_MS} ms after the faults stopped: {self._unfinished()}")
+        self._final_checks()
+
+    # --- what befalls them ---
+
+    def _plan_intake(self) -> None:
+        world = self.world
+        if not world.faults.intake or world.faults.short_memory:
+            return
+        for _ in range(world.chance.randint(1, 6)):
+            script = scripts.draw(world.chance)
+            payload = b'{"agent":"%b","input":%b}' % (script.agent.encode(), scripts.encode(script))
+            if world.chance.random() < 0.2:
+                payload = world.chance.choice((b"{", b'{"agent":"a b"}', b'{"agent":"work","colour":1}', b"[]"))
+            world.at(world.chance.randint(0, self.span_ms), lambda payload=payload: self.swarm.intake.append(payload))
+
+    def _plan_faults(self) -> None:
+        world, chance, faults = self.world, self.world.chance, self.world.faults
+        plan = [
+            (faults.crash_workers, lambda: self._bounce(chance.choice(self.workers))),
+            (faults.freeze_workers, lambda: chance.choice(self.workers).freeze(chance.randint(100, 2_500))),
+            (faults.drain_workers, lambda: self._drain(chance.choice(self.workers))),
+            (faults.crash_leaders, lambda: self._bounce(chance.choice(self.leaders))),
+            (faults.freeze_leaders, lambda: chance.choice(self.leaders).freeze(chance.randint(100, 2_500))),
+            (faults.restart_delegate, self._restart_delegate),
+            (faults.cut_off, self._cut_off),
+            (faults.broker_outages, self._outage),
+            (faults.garbage, self._scribble),
+        ]
+        for enabled, action in plan:
+            if enabled:
+                for _ in range(chance.randint(1, 4)):
+                    world.at(chance.randint(50, self.span_ms), action)
+
+    def _bounce(self, process: Process) -> None:
+        process.crash()
+        self.world.at(self.world.chance.randint(50, 1_500), process.start)
+
+    def _drain(self, worker: Worker) -> None:
+        worker.drain()
+        self.world.at(self.world.chance.randint(800, 2_500), lambda: self._after_drain(worker))
+
+    def _after_drain(self, worker: Worker) -> None:
+        """Whoever has not drained in time is killed, as a service manager would."""
+        if worker.draining or not worker.alive:
+            worker.crash()
+            worker.start()
+
+    def _restart_delegate(self) -> None:
+        """A new process speaks for the child; the old one may return as a zombie."""
+        old = self.delegates[-1]
+        if self.world.chance.random() < 0.5:
+            old.crash()
+        else:
+            old.freeze(self.world.chance.randint(100, 1_500))
+            self.world.at(self.world.chance.randint(1_500, 3_000), old.crash)
+        fresh = Delegate(self.swarm, "kid", self.child)
+        self.delegates.append(fresh)
+        fresh.start()
+
+    def _cut_off(self) -> None:
+        names = [p.name for p in (*self.leaders, *self.workers, *self.delegates[:1], *self.clients)]
+        chosen = self.world.chance.sample(names, self.world.chance.randint(1, 2))
+        self.world.say(f"cut off: {chosen}")
+        self.world.cut.update(chosen)
+        self.world.at(self.world.chance.randint(100, 1_800), lambda: self.world.cut.difference_update(chosen))
+
+    def _outage(self) -> None:
+        self.world.say("the broker is down")
+        self.swarm.log.down = True
+        self.world.at(self.world.chance.randint(50, 900), lambda: setattr(self.swarm.log, "down", False))
+
+    def _scribble(self) -> None:
+        """Somebody writes into the log what does not belong there."""
+        chance, log = self.world.chance, self.swarm.log
+        tasks = sorted(self.swarm.oracle.state.tasks) or ["none"]
+        task = chance.choice(tasks)
+
+        def event(subject: str, fact: Fact) -> bytes:
+            return pack([encode_event(Event(subject, fact, TYPES[type(fact)]))])
+
+        done = Completed(epoch=chance.randint(1, 3), output=Raw(b'"forged"'))
+        subject, payload = chance.choice(
+            [
+                ("swarm.sim.log.worker.stranger", b"\xff\x00 no json"),
+                ("swarm.sim.log.worker.stranger", b'[{"type":"x","subject":"y","data":1}]'),
+                ("swarm.sim.log.worker", b"[]"),
+                ("swarm.sim.log.worker.stranger", event(task, done)),
+                ("swarm.sim.log.worker.work0", event(task, done)),
+                ("swarm.sim.log.worker.work0", event("sim", Elected(term=99))),
+                ("swarm.sim.log.client.client0", event(task, done)),
+                ("swarm.sim.log.delegate.kid", event(task, done)),
+            ]
+        )
+        log.store(subject, payload, message_id(f"{self.world.bits(32):x}", 1), len(log.records))
+
+    # --- the end ---
+
+    def _heal(self) -> None:
+        """Faults stop and a majority of things is well; one worker or orchestrator may stay dead."""
+        world = self.world
+        world.say("faults stop")
+        world.faults.calm()
+        world.cut.clear()
+        self.swarm.log.down = False
+        leaders, workers = list(self.leaders), list(self.workers)
+        if len(leaders) == 3 and world.chance.random() < 0.3:
+            leaders.pop(world.chance.randrange(3)).crash()
+        if len(workers) == 3 and world.chance.random() < 0.3:
+            workers.pop(world.chance.randrange(3)).crash()
+        self._standing: list[Process] = [*leaders, *workers, self.delegates[-1], *self.clients]
+        self._tend()
+
+    def _tend(self) -> None:
+        """A service manager: whoever should run and does not is started again."""
+        for process in self._standing:
+            process.thaw()
+            process.start()
+        self.world.at(500, self._tend)
+
+    def _converged(self) -> bool:
+        swarm, state = self.swarm, self.swarm.oracle.state
+        if state.tasks or state.untold or state.intake_seq != len(swarm.intake):
+            return False
+        if not all(client.done() for client in self.clients):
+            return False
+        return all(
+            leader.leader.state.seq == state.seq for leader in self.leaders if leader.alive and not leader.frozen
+        )
+
+    def _unfinished(self) -> str:
+        state = self.swarm.oracle.state
+        tasks = [f"{t.id} {t.agent} {t.state} epoch {t.epoch} {list(t.attempts)} {t.waits}" for t in state.tasks.values()]
+        wishes = [f"{w.submission.id} {w.accepted} {w.outcome}" for c in self.clients for w in c.wishes if not w.outcome]
+        behind = {o.name: (o.alive, o.leader.leading, o.leader.state.seq) for o in self.leaders}
+        intake = f"intake {state.intake_seq}/{len(self.swarm.intake)}"
+        return f"tasks {tasks}, wishes {wishes}, untold {state.untold}, {intake}, log {state.seq}, {behind}"
+
+    def _final_checks(self) -> None:
+        oracle, swarm = self.swarm.oracle, self.swarm
+        oracle.check_invariants()
+        oracle.check_replay(swarm.log.records, min(self.snapshot_at, len(swarm.log.records) - 1))
+        truth = snapshot.encode(oracle.state)
+        for leader in self.leaders:
+            if leader.alive and snapshot.encode(leader.leader.state) != truth:
+                raise Violation(f"the fold of {leader.name} differs from the log's")
+        for task_id in sorted(oracle.accepted):
+            if task_id not in oracle.verdicts:
+                raise Violation(f"{task_id} was accepted and never got a verdict")
+        for client in self.clients:
+            for wish in client.wishes:
+                if wish.accepted and wish.submission.id not in oracle.verdicts:
+                    raise Violation(f"{wish.submission.id} was promised to {client.name} and lost")
+
+
+def simulate(seed: int, break_: str = "") -> Simulation:
+    """Run one seed, with one rule of the core broken on wish. Raises `Violation` with how to repeat it."""
+    simulation = Simulation(seed, break_)
+    horizon = (commits.HORIZON, commits.SWEEP_EVERY)
+    with broken(break_):
+        if simulation.world.faults.short_horizon:
+            commits.HORIZON, commits.SWEEP_EVERY = SHORT_HORIZON, 64  # type: ignore[misc]
+        try:
+            simulation.run()
+        except Violation as violation:
+            raise Violation(f"seed {seed}: {violation}\nrepeat with: make sim SEED={seed}") from violation
+        except Exception as error:
+            error.add_note(f"seed {seed}; repeat with: make sim SEED={seed}")
+            raise
+        finally:
+            commits.HORIZON, commits.SWEEP_EVERY = horizon  # type: ignore[misc]
+    return simulation
