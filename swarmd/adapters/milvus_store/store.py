@@ -97,7 +97,7 @@ class MilvusStore:
 
         Raises `Rejected` ("no_pymilvus", "embedder_mismatch", "format_mismatch"), `Fault("memory_unavailable")`.
         """
-        _require_pymilvus()
+        await asyncio.to_thread(_require_pymilvus)  # importing it takes a second
         async with self._writing:
             await self._disconnect()
             await self._define(self._create_or_load)
@@ -172,7 +172,7 @@ class MilvusStore:
 
     async def drop(self) -> None:
         """Delete the collection, whatever it holds; `open` then makes a new one to be filled from the log."""
-        _require_pymilvus()
+        await asyncio.to_thread(_require_pymilvus)
         async with self._writing:
             await self._define(lambda client: client.drop_collection(self.collection, timeout=TIMEOUT_S))
             await self._disconnect()
