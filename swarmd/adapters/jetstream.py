@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SEEN_HEADER: Final = "Swarmd-Seen"
 _MSG_ID: Final = "Nats-Msg-Id"
+_STREAM_HEADER: Final = "Nats-Stream"
 #: JetStream's err_code for a stream at its size limit, and for a message larger than the stream takes.
 _STORE_FAILED, _TOO_LARGE, _NO_RESOURCES = 10077, 10054, 10023
 RECEIPT_TIMEOUT_MS: Final = 2_000
@@ -296,8 +297,13 @@ class _Tail:
             self._subscription = None
 
 
-def _record(seq: int, subject: str, headers: dict[str, str] | None, payload: bytes) -> Record:
+def _record(
+    seq: int, subject: str, headers: dict[str, str] | None, payload: bytes, read_directly: bool = False
+) -> Record:
     if not headers:
+        return Record(seq, subject, "", payload)
+    if _STREAM_HEADER in headers and not read_directly:
+        # A copy that the broker made of another stored message, not something that a writer sent.
         return Record(seq, subject, "", payload)
     seen = headers.get(SEEN_HEADER, "")
     return Record(seq, subject, headers.get(_MSG_ID, ""), payload, int(seen) if seen.isdecimal() else 0)
@@ -305,7 +311,7 @@ def _record(seq: int, subject: str, headers: dict[str, str] | None, payload: byt
 
 def _direct_record(message: Msg) -> Record:
     headers = message.headers or {}
-    return _record(int(headers["Nats-Sequence"]), headers["Nats-Subject"], headers, message.data)
+    return _record(int(headers["Nats-Sequence"]), headers["Nats-Subject"], headers, message.data, True)
 
 
 def _stored_record(message: dict[str, Any]) -> Record:

@@ -69,13 +69,42 @@ class _Envelope(Struct):
 
 
 def encode_event(event: Event) -> bytes:
-    """One event as JSON, measured before it is packed."""
+    """One event as JSON."""
     return _encoder.encode(event)
 
 
 def pack(parts: list[bytes]) -> bytes:
     """Encoded events as one CloudEvents JSON batch."""
     return b"[" + b",".join(parts) + b"]"
+
+
+class Packer:
+    """Packs events into one CloudEvents JSON batch; each is measured as it is added."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(b"[")
+
+    def __len__(self) -> int:
+        return len(self._buffer)
+
+    def add(self, event: Event) -> int:
+        """Append one event; return its size in bytes."""
+        start = len(self._buffer)
+        _encoder.encode_into(event, self._buffer, start)
+        size = len(self._buffer) - start
+        self._buffer += b","
+        return size
+
+    def drop(self, size: int) -> None:
+        """Take back the event added last, of this size."""
+        del self._buffer[-size - 1 :]
+
+    def payload(self) -> bytes:
+        """The batch."""
+        if len(self._buffer) > 1:
+            self._buffer[-1:] = b"]"
+            return bytes(self._buffer)
+        return b"[]"
 
 
 def message_id(boot: str, n: int) -> str:

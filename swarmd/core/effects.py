@@ -38,12 +38,6 @@ class Stopped(Struct):
     member: Member
 
 
-class Freed(Struct):
-    """A member has a slot again."""
-
-    member: Member
-
-
 class Ended(Struct):
     """A verdict. `output`, `output_blob` and `failure` are the event's own."""
 
@@ -92,4 +86,4 @@ class NewTerm(Struct):
     boot: str
 
 
-Effect = Queued | Delayed | Started | Stopped | Freed | Ended | ChildEnded | Offered | Gone | Refusal | NewTerm
+Effect = Queued | Delayed | Started | Stopped | Ended | ChildEnded | Offered | Gone | Refusal | NewTerm

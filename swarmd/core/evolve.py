@@ -193,7 +193,7 @@ def _requeued(state: SwarmState, commit: Commit, index: int, subject: str, fact:
         return ""
     if fact.epoch not in task.attempts:
         return "stale_epoch"
-    _retire(state, task, fact.epoch, out)
+    _retire(state, task, fact.epoch)
     if not task.attempts:
         _queue(task, out)
     return ""
@@ -250,7 +250,7 @@ def _member_lost(state: SwarmState, commit: Commit, index: int, subject: str, fa
     for task_id, epoch in list(member.running.items()):
         task = state.tasks[task_id]
         task.losses += 1
-        _retire(state, task, epoch, out)
+        _retire(state, task, epoch)
         if task.attempts:
             continue
         if task.losses > state.limits.losses_max:
@@ -369,7 +369,7 @@ def _suspended(state: SwarmState, commit: Commit, index: int, subject: str, fact
     task, _ = found
     if any(child not in task.children for child in fact.waits):
         return "unknown_wait"
-    _retire(state, task, fact.epoch, out)
+    _retire(state, task, fact.epoch)
     if task.attempts:
         return ""
     task.waits = [child for child in fact.waits if task.children[child] is None]
@@ -385,7 +385,7 @@ def _returned(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     if isinstance(found, str):
         return found
     task, _ = found
-    _retire(state, task, fact.epoch, out)
+    _retire(state, task, fact.epoch)
     if not task.attempts:
         _queue(task, out)
     return ""
@@ -412,9 +412,9 @@ def _failed(state: SwarmState, commit: Commit, index: int, subject: str, fact: F
     task, _ = found
     task.failures += 1
     if fact.retryable and len(task.attempts) > 1:
-        _retire(state, task, fact.epoch, out)
+        _retire(state, task, fact.epoch)
     elif fact.retryable and task.failures < task.retry.attempts_max:
-        _retire(state, task, fact.epoch, out)
+        _retire(state, task, fact.epoch)
         task.state = "backoff"
         task.retry_after_ms = fact.retry_after_ms
         out.append(fx.Delayed(task))
@@ -437,19 +437,18 @@ def _queue(task: Task, out: Sink) -> None:
     out.append(fx.Queued(task))
 
 
-def _retire(state: SwarmState, task: Task, epoch: int, out: Sink) -> None:
+def _retire(state: SwarmState, task: Task, epoch: int) -> None:
     """End an attempt without a verdict; its branch becomes the journal that the next one starts from."""
     attempt = task.attempts.pop(epoch)
     if not task.attempts:
         task.journal = attempt.journal
-    _free(state, task.id, attempt.member, out)
+    _free(state, task.id, attempt.member)
 
 
-def _free(state: SwarmState, task_id: str, member_id: str, out: Sink) -> None:
+def _free(state: SwarmState, task_id: str, member_id: str) -> None:
     member = state.members.get(member_id)
     if member is not None:
         member.running.pop(task_id, None)
-        out.append(fx.Freed(member))
 
 
 def _end(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> None:
@@ -462,7 +461,6 @@ def _end(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> No
         if member is None:
             continue
         member.running.pop(task.id, None)
-        out.append(fx.Freed(member))
         if epoch != reporter:
             out.append(fx.Stopped(task.id, epoch, member))
     if task.attempts:

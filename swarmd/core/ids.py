@@ -6,6 +6,7 @@ Every id is safe as one token of a NATS subject. Nothing here draws random numbe
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from swarmd.core.errors import Rejected
@@ -17,6 +18,7 @@ _TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 _RESERVED_REPLY: Final = ("swarm", "memory")
 
 
+@lru_cache(maxsize=4096)
 def check_name(what: str, text: str) -> str:
     """Return `text` if it can name a swarm, an agent, a memory or a writer; raise `Rejected` otherwise."""
     if not _NAME.match(text):
@@ -31,15 +33,21 @@ def check_task_id(text: str) -> str:
     return text
 
 
-def check_reply(subject: str) -> str:
-    """Return `subject` if outcomes may be published on it.
+@lru_cache(maxsize=4096)
+def is_plain(subject: str) -> bool:
+    """Whether whoever answers may publish on `subject`.
 
-    The orchestrator publishes with its own permissions, so a caller must not be able to
-    name one of swarmd's or the broker's own subjects.
+    An answer is published with the answerer's own permissions, so a caller must not be able to name one
+    of swarmd's or the broker's own subjects.
     """
     tokens = subject.split(".")
-    sound = all(token and token.isprintable() and not set(token) & set(" *>\t\r\n") for token in tokens)
-    if not sound or tokens[0].startswith("$") or tokens[0] in _RESERVED_REPLY or len(subject) > 200:
+    sound = all(token and token.isprintable() and not set(token) & set(" *>") for token in tokens)
+    return sound and not tokens[0].startswith("$") and tokens[0] not in _RESERVED_REPLY and len(subject) <= 256
+
+
+def check_reply(subject: str) -> str:
+    """Return `subject` if outcomes may be published on it; raise `Rejected` otherwise."""
+    if not is_plain(subject):
         raise Rejected(
             "bad_reply", f"reply {subject[:80]!r} must be a plain subject outside 'swarm', 'memory' and '$…'"
         )

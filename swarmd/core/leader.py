@@ -9,7 +9,8 @@ folded, whatever the fold made of it, or when the commit could not be stored.
 from __future__ import annotations
 
 import heapq
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -37,7 +38,7 @@ from swarmd.core.health import Links
 from swarmd.core.ids import is_uuid7
 from swarmd.core.outcomes import outcome_of
 from swarmd.core.placement import Queue
-from swarmd.core.state import Limits, Member, SwarmState, Task, Tombstone, tombstone
+from swarmd.core.state import Attempt, Limits, Member, SwarmState, Task, Tombstone, tombstone
 from swarmd.core.wire import ChildDone, Heartbeat, Outcome, Receipt, Start, Stop, Submission
 
 #: A caller waiting for an answer; the shell knows what is behind it.
@@ -109,38 +110,45 @@ class Leader:
         return effects
 
     def _act(self, effect: fx.Effect, now_ms: int) -> None:
-        match effect:
-            case fx.Queued(task):
-                if task.deadline_at_ms and task.epoch == 0:
-                    self._timer(task.deadline_at_ms, "deadline", task.id, 0)
-                self._queue.push(task)
-            case fx.Started(task, attempt):
-                member = self.state.members[attempt.member]
-                self.links.send(member, self._start(task, attempt.epoch))
-            case fx.Ended():
-                self._ended(effect)
-            case fx.Freed():
-                pass
-            case fx.Stopped(task_id, epoch, member):
-                self.links.send(member, Stop(task_id, epoch))
-            case fx.ChildEnded(parent, child, place):
-                for attempt in parent.attempts.values():
-                    self.links.send(self.state.members[attempt.member], ChildDone(parent.id, child, place))
-            case fx.Delayed(task):
-                delay = min(task.retry.backoff_ms << min(task.failures - 1, 20), task.retry.backoff_ms_max)
-                self._timer(now_ms + max(delay, task.retry_after_ms), "retry", task.id, task.epoch)
-            case fx.Offered(member, moved):
-                self.links.offered(member, now_ms)
-                if moved:
-                    self._resend_running(member)
-            case fx.Gone(member):
-                self.links.gone(member)
-            case fx.Refusal(subject, failure, reply):
-                if reply:
-                    refused = Outcome(subject, "cancelled", error=failure, seq=self.state.seq)
-                    self.outcomes.setdefault((reply, False), []).append(refused)
-            case fx.NewTerm():
-                pass
+        act = _ACTS.get(type(effect))
+        if act is not None:
+            act(self, effect, now_ms)
+
+    def _queued(self, effect: fx.Queued, now_ms: int) -> None:
+        task = effect.task
+        if task.deadline_at_ms and task.epoch == 0:
+            self._timer(task.deadline_at_ms, "deadline", task.id, 0)
+        self._queue.push(task)
+
+    def _started(self, effect: fx.Started, now_ms: int) -> None:
+        task, attempt = effect.task, effect.attempt
+        self.links.send(self.state.members[attempt.member], self._start(task, attempt))
+
+    def _stopped(self, effect: fx.Stopped, now_ms: int) -> None:
+        self.links.send(effect.member, Stop(effect.task, effect.epoch))
+
+    def _child_ended(self, effect: fx.ChildEnded, now_ms: int) -> None:
+        for attempt in effect.parent.attempts.values():
+            done = ChildDone(effect.parent.id, effect.child, effect.place)
+            self.links.send(self.state.members[attempt.member], done)
+
+    def _delayed(self, effect: fx.Delayed, now_ms: int) -> None:
+        task = effect.task
+        delay = min(task.retry.backoff_ms << min(max(task.failures - 1, 0), 20), task.retry.backoff_ms_max)
+        self._timer(now_ms + max(delay, task.retry_after_ms), "retry", task.id, task.epoch)
+
+    def _offered(self, effect: fx.Offered, now_ms: int) -> None:
+        self.links.offered(effect.member, now_ms)
+        if effect.moved:
+            self._resend_running(effect.member)
+
+    def _gone(self, effect: fx.Gone, now_ms: int) -> None:
+        self.links.gone(effect.member)
+
+    def _refusal(self, effect: fx.Refusal, now_ms: int) -> None:
+        if effect.reply:
+            refused = Outcome(effect.subject, "cancelled", error=effect.failure, seq=self.state.seq)
+            self.outcomes.setdefault((effect.reply, False), []).append(refused)
 
     def _settle_overlay(self, event: Event) -> None:
         """One of our own events is folded, accepted or not: what stood in for it goes."""
@@ -166,7 +174,7 @@ class Leader:
             if not self._taken[member]:
                 del self._taken[member]
 
-    def _ended(self, ended: fx.Ended) -> None:
+    def _ended(self, ended: fx.Ended, now_ms: int) -> None:
         task = ended.task
         self._queue.discard(task.id)
         asks = self._waiters.pop(task.id, None)
@@ -223,7 +231,7 @@ class Leader:
             if task.state == "queued":
                 self._queue.push(task)
             elif task.state == "backoff":
-                self._act(fx.Delayed(task), now_ms)
+                self._delayed(fx.Delayed(task), now_ms)
             if task.deadline_at_ms:
                 self._timer(task.deadline_at_ms, "deadline", task.id, 0)
         for untold in state.untold:
@@ -277,6 +285,9 @@ class Leader:
             raise Rejected("swarm_full", f"{live} tasks are live, the limit is {self.settings.limits.live_tasks_max}")
 
     def _receipt(self, task_id: str, content: str) -> Receipt:
+        task = self.state.tasks.get(task_id)
+        if task is not None and task.digest == content:
+            return Receipt(task_id)
         known = self.state.tasks.get(task_id) or tombstone(self.state, task_id)
         if known is None:
             return Receipt(error=Failure("not_leader", "the submission was not accepted: submit it again"))
@@ -363,11 +374,11 @@ class Leader:
         """A process of members is alive; what it lists is compared with the fold once that is as new."""
         self.links.heard(beat, self.state, now_ms)
 
-    def _start(self, task: Task, epoch: int) -> Start:
-        attempt = task.attempts[epoch]
+    @staticmethod
+    def _start(task: Task, attempt: Attempt) -> Start:
         return Start(
             task.id,
-            epoch,
+            attempt.epoch,
             attempt.member,
             task.agent,
             task.input,
@@ -385,7 +396,11 @@ class Leader:
     def _resend_running(self, member: Member) -> None:
         """A child swarm has a new delegate: hand it every live attempt again, under the same epochs."""
         for task_id, epoch in member.running.items():
-            self.links.send(member, self._start(self.state.tasks[task_id], epoch))
+            self._resend(member, task_id, epoch)
+
+    def _resend(self, member: Member, task_id: str, epoch: int) -> None:
+        task = self.state.tasks[task_id]
+        self.links.send(member, self._start(task, task.attempts[epoch]))
 
     def _reconcile(self) -> None:
         """Compare listed attempts with the fold: what never arrived is requeued, what has no right is stopped."""
@@ -394,7 +409,7 @@ class Leader:
                 self.links.send_to(link, Stop(task_id, epoch))
             for member, (task_id, epoch) in missing:
                 if member.kind == "swarm":
-                    self.links.send(member, self._start(self.state.tasks[task_id], epoch))
+                    self._resend(member, task_id, epoch)
                 else:
                     fact = Requeued(term=self.state.term, epoch=epoch, reason="undelivered")
                     self._events.append(Event(task_id, fact))
@@ -498,3 +513,16 @@ class Leader:
 def _left(limit: int, spent: int) -> int:
     """What remains of a budget: 0 without a limit, -1 when nothing is left."""
     return 0 if not limit else max(limit - spent, 0) or -1
+
+
+_ACTS: Final[dict[type[fx.Effect], Callable[[Leader, Any, int], None]]] = {
+    fx.Queued: Leader._queued,
+    fx.Delayed: Leader._delayed,
+    fx.Started: Leader._started,
+    fx.Ended: Leader._ended,
+    fx.Stopped: Leader._stopped,
+    fx.ChildEnded: Leader._child_ended,
+    fx.Offered: Leader._offered,
+    fx.Gone: Leader._gone,
+    fx.Refusal: Leader._refusal,
+}

@@ -20,6 +20,7 @@ from swarmd.adapters.streams import StreamLimits, ensure_stream, stream_state, s
 from swarmd.adapters.system import SystemClock, SystemEntropy
 from swarmd.adapters.telemetry import Telemetry
 from swarmd.core import subjects
+from swarmd.core.errors import Fault
 from swarmd.core.ids import uuid7
 from swarmd.core.leader import LeaderSettings
 from swarmd.core.wire import StoreHealth
@@ -38,6 +39,11 @@ ENTROPY: Final = SystemEntropy()
 def mint() -> str:
     """A fresh UUIDv7."""
     return uuid7(CLOCK.now_ms(), ENTROPY.bits(74))
+
+
+def new_boot() -> str:
+    """A process's random part: a guessable one would let one writer use up another's message ids."""
+    return f"{ENTROPY.bits(64):016x}"
 
 
 class Wire:
@@ -97,7 +103,7 @@ async def run_orchestrator(
         for config in swarm_streams(swarm, options.limits):
             await ensure_stream(wire.bus, config)
         intake = await stream_state(wire.bus, subjects.intake_stream(swarm))
-        log, boot = wire.log(subjects.log_stream(swarm)), mint()
+        log, boot = wire.log(subjects.log_stream(swarm)), new_boot()
         ports = OrchestratorPorts(
             log=log,
             intake=wire.log(subjects.intake_stream(swarm)),
@@ -125,7 +131,11 @@ async def _on_reconnect(wire: Wire, act: Callable[[], Any]) -> None:
     while True:
         await wire.reconnects.wait()
         wire.reconnects.clear()
-        await act()
+        try:
+            await act()
+        except Fault:  # the broker went away again: its next return asks again
+            wire.reconnects.set()
+            await CLOCK.sleep(200)
 
 
 def _incarnation(created: str) -> str:
@@ -164,7 +174,7 @@ async def run_worker(
     nats: NatsSettings, options: WorkerOptions, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]
 ) -> None:
     """Run one worker process until `stop` is set, then drain it."""
-    boot, role = mint(), "worker"
+    boot, role = new_boot(), "worker"
     async with connected(nats, f"worker-{options.name}") as wire, connected(nats, f"heart-{options.name}") as heart:
         log = wire.log(subjects.log_stream(options.swarm))
         writer = LogWriter(

@@ -17,7 +17,7 @@ from swarmd.core import commands, subjects
 from swarmd.core.codec import Codec, Commit, Garbage, Record
 from swarmd.core.errors import Conflict, Fault, Rejected, SwarmdError
 from swarmd.core.events import Event, Failure
-from swarmd.core.ids import intake_id, uuid7
+from swarmd.core.ids import intake_id, is_plain, uuid7
 from swarmd.core.leader import Leader, LeaderSettings, OwedOutcome
 from swarmd.core.outcomes import outcome_at
 from swarmd.core.state import SwarmState, Tombstone
@@ -279,7 +279,7 @@ class Orchestrator:
             self._reply(batch.reply, batch.receipts if batch.batch else batch.receipts[0])
 
     def _reply(self, reply: str, answer: object) -> None:
-        if reply:
+        if reply and is_plain(reply):
             self._replies.append((reply, msgspec.json.encode(answer)))
             self._emit_wanted.set()
 

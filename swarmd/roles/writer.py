@@ -11,14 +11,14 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from swarmd.core.codec import encode_event, message_id, pack, rfc3339
+from swarmd.core.codec import Packer, message_id, rfc3339
 from swarmd.core.commands import MESSAGE_BYTES_MAX
 from swarmd.core.errors import Fault, Rejected
-from swarmd.core.events import TYPES, Event
+from swarmd.core.events import TYPES, Event, Fact
 from swarmd.ports import Clock, Log, Probe, Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 EVENTS_MAX: Final = 1_024
 BYTES_MAX: Final = 512 * 1024
@@ -30,9 +30,19 @@ _Entry = tuple[Event, "_Receipt | None"]
 class LogWriter:
     """Appends events under one subject. `seen` must be kept near the log's end by its owner."""
 
-    def __init__(self, log: Log, subject: str, source: str, boot: str, clock: Clock, probe: Probe) -> None:
+    def __init__(
+        self,
+        log: Log,
+        subject: str,
+        source: str,
+        boot: str,
+        clock: Clock,
+        probe: Probe,
+        types: Mapping[type[Fact], str] = TYPES,
+    ) -> None:
         self._log, self._subject, self._source, self._boot = log, subject, source, boot
         self._clock, self._probe = clock, probe
+        self._types = types
         self.seen = 0
         self.acked = 0
         self._n = 0
@@ -91,30 +101,31 @@ class LogWriter:
                 self._probe.trouble("append", error)
 
     def _pack(self) -> tuple[list[_Entry], bytes]:
+        """The next commit's entries and payload; its number is taken only when there is something to store."""
         entries: list[_Entry] = []
-        parts: list[bytes] = []
-        size = 2
-        self._n += 1
+        packer = Packer()
         time = rfc3339(self._clock.now_ms())
-        prefix = f"{self._boot}.{self._n}."
-        while self._queue and len(entries) < EVENTS_MAX:
-            event, receipt = self._queue[0]
-            event.type, event.source, event.time = TYPES[type(event.data)], self._source, time
+        prefix = f"{self._boot}.{self._n + 1}."
+        queue = self._queue
+        while queue and len(entries) < EVENTS_MAX:
+            entry = queue[0]
+            event = entry[0]
+            event.type, event.source, event.time = self._types[type(event.data)], self._source, time
             event.id = prefix + str(len(entries))
-            part = encode_event(event)
-            if len(part) > MESSAGE_BYTES_MAX:
-                self._queue.popleft()
-                self._reject([(event, receipt)], Rejected("too_large", f"an event of {len(part)} bytes is too large"))
+            size = packer.add(event)
+            if size > MESSAGE_BYTES_MAX:
+                packer.drop(size)
+                queue.popleft()
+                self._reject([entry], Rejected("too_large", f"an event of {size} bytes is over {MESSAGE_BYTES_MAX}"))
                 continue
-            if entries and size + len(part) > BYTES_MAX:
+            if entries and len(packer) > BYTES_MAX:
+                packer.drop(size)
                 break
-            self._queue.popleft()
-            entries.append((event, receipt))
-            parts.append(part)
-            size += len(part) + 1
-        if not entries:
-            self._n -= 1
-        return entries, pack(parts)
+            queue.popleft()
+            entries.append(entry)
+        if entries:
+            self._n += 1
+        return entries, packer.payload()
 
     def _reject(self, entries: list[_Entry], error: Rejected) -> None:
         unheard = [event for event, receipt in entries if receipt is None]
