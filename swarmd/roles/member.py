@@ -1,0 +1,249 @@
+"""What every process of members shares: it joins, heartbeats, takes dispatched attempts and reports on them.
+
+An attempt is listed in heartbeats until the receipt of its last report is here. Heartbeats have a
+connection of their own, so that a flood of work cannot make a healthy process look dead.
+Must not know what an attempt is made of: a worker runs an agent, a delegate asks another swarm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec import Struct
+
+from swarmd.core import subjects
+from swarmd.core.errors import Fault, Rejected
+from swarmd.core.events import Event, Fact, Failed, Failure, MemberJoined, MemberLeft
+from swarmd.core.link import Receiver
+from swarmd.core.wire import Beat, ChildDone, Dispatch, Heartbeat, Rejoin, Report, Start, Stop
+from swarmd.ports import Bus, Clock
+from swarmd.roles.writer import LogWriter
+
+if TYPE_CHECKING:
+    from swarmd.ports import Received
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_MS: Final = 250
+REPORT_RETRY_MS: Final = 500
+MESSAGE_CHARS_MAX: Final = 2_000
+Key = tuple[str, int]  #: (task, epoch)
+
+_dispatches: Final = msgspec.json.Decoder(Dispatch)
+_beats: Final = msgspec.json.Decoder(Beat)
+
+
+class MemberSettings(Struct, frozen=True):
+    """Who the process is: its swarm, its writer name in that swarm's log, and this life's unguessable boot."""
+
+    swarm: str
+    writer: str
+    boot: str
+
+
+class MemberPorts(Struct, frozen=True):
+    """What the shell needs of the world; `heart` is the bus of the heartbeats' own connection."""
+
+    bus: Bus
+    heart: Bus
+    writer: LogWriter
+    clock: Clock
+
+
+class MemberProcess:
+    """Construct, `run`, `drain`. One process, one log writer; a subclass says what is offered and how attempts run."""
+
+    role = "worker"
+
+    def __init__(self, settings: MemberSettings, ports: MemberPorts) -> None:
+        self._who, self._shell = settings, ports
+        self._receiver = Receiver()
+        self._running: dict[Key, asyncio.Task[None]] = {}
+        self._counts: dict[str, int] = {}
+        self._list_wanted = asyncio.Event()
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._group: asyncio.TaskGroup
+
+    # --- what a subclass says ---
+
+    def offers(self) -> list[MemberJoined]:
+        """What each member of this process offers now."""
+        raise NotImplementedError
+
+    async def outcome(self, start: Start) -> Fact:
+        """Run an attempt; return the last report on it, whatever happens to it."""
+        raise NotImplementedError
+
+    def handed_back(self, start: Start) -> Fact | None:
+        """What to report on an attempt that was cut short; None for nothing."""
+        return None
+
+    def stop(self, key: Key) -> None:
+        """The attempt has no right to go on."""
+        self._cancel(key)
+
+    def child_done(self, item: ChildDone) -> None:
+        """A child of a running attempt has its verdict."""
+
+    # --- life ---
+
+    async def run(self) -> None:
+        """Join, run attempts and report until cancelled."""
+        who, bus = self._who, self._shell.bus
+        address = subjects.dispatch(who.swarm, self.role, who.writer, who.boot)
+        work = await bus.subscribe(address, self._on_dispatch)
+        beats = await bus.subscribe(subjects.beat(who.swarm), self._on_beat)
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                self._group.create_task(self._shell.writer.run())
+                await self.join()
+                self._group.create_task(self._beat())
+                self.begin()
+        finally:
+            await work.close()
+            await beats.close()
+
+    def begin(self) -> None:
+        """Called once the offer is stored: a place to start what else the process does in its group."""
+
+    async def join(self) -> None:
+        """Store the offer of every member."""
+        writer = self._shell.writer
+        joined = [writer.append(Event(offer.member.replace("/", ":"), offer)) for offer in self.offers()]
+        await asyncio.gather(*joined)
+
+    async def drain(self, deadline_ms: int) -> None:
+        """Take no new attempts, finish what runs or cut it short at the deadline, leave. Heartbeats go on."""
+        self._draining = True
+        await self.join()
+        try:
+            async with asyncio.timeout(deadline_ms / 1000):
+                await self._idle.wait()
+        except TimeoutError:
+            for key in list(self._running):
+                self._cancel(key)
+            await self._idle.wait()
+        await self.leave()
+
+    async def leave(self) -> None:
+        """Say that every member is gone."""
+        left = [MemberLeft(member=offer.member) for offer in self.offers()]
+        await asyncio.gather(*(self._shell.writer.append(Event(f.member.replace("/", ":"), f)) for f in left))
+
+    # --- what the leader says ---
+
+    def _on_dispatch(self, message: Received) -> None:
+        try:
+            dispatch = _dispatches.decode(message.payload)
+        except msgspec.MsgspecError:
+            log.warning("a dispatch could not be read", exc_info=True)
+            return
+        self._see(dispatch.seq)
+        for item in self._receiver.take(dispatch):
+            match item:
+                case Start():
+                    self._start(item)
+                case Stop(task, epoch):
+                    self.stop((task, epoch))
+                case ChildDone():
+                    self.child_done(item)
+                case Report():
+                    self._list_wanted.set()
+                case Rejoin():
+                    self._group.create_task(self.join())
+
+    def _on_beat(self, message: Received) -> None:
+        try:
+            self._see(_beats.decode(message.payload).seq)
+        except msgspec.MsgspecError:
+            log.warning("a beacon could not be read", exc_info=True)
+
+    def _see(self, seq: int) -> None:
+        self._shell.writer.seen = max(self._shell.writer.seen, seq)
+
+    async def _beat(self) -> None:
+        """Say what runs, every so often and whenever a list is wanted."""
+        who = self._who
+        subject = subjects.health(who.swarm, who.writer, who.boot)
+        while True:
+            listed = sorted(self._running) if self._list_wanted.is_set() else None
+            self._list_wanted.clear()
+            beat = Heartbeat(
+                self.role,
+                who.writer,
+                who.boot,
+                self._receiver.term,
+                self._receiver.ack,
+                self._shell.writer.acked,
+                {member: count for member, count in self._counts.items() if count},
+                listed,
+            )
+            try:
+                await self._shell.heart.publish(subject, msgspec.json.encode(beat))
+            except Fault:
+                log.debug("no heartbeat: the broker cannot be reached")
+            try:
+                async with asyncio.timeout(HEARTBEAT_MS / 1000):
+                    await self._list_wanted.wait()
+            except TimeoutError:
+                pass
+
+    # --- attempts ---
+
+    def _start(self, start: Start) -> None:
+        key = (start.task, start.epoch)
+        if key in self._running:
+            return
+        self._counts[start.member] = self._counts.get(start.member, 0) + 1
+        self._idle.clear()
+        self._running[key] = self._group.create_task(self._attempt(start))
+
+    def _cancel(self, key: Key) -> None:
+        attempt = self._running.get(key)
+        if attempt is not None:
+            attempt.cancel()
+
+    async def _attempt(self, start: Start) -> None:
+        """Run one attempt to its report's receipt."""
+        key = (start.task, start.epoch)
+        try:
+            try:
+                fact = await self.outcome(start)
+            except asyncio.CancelledError:
+                back = self.handed_back(start)
+                if back is None:
+                    return
+                fact = back
+            await self._report(Event(start.task, fact))
+        except asyncio.CancelledError:
+            return
+        finally:
+            del self._running[key]
+            self._counts[start.member] -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def _report(self, event: Event) -> None:
+        """Hand in the last report of an attempt; a full log is waited out, a report too large becomes a failure."""
+        while True:
+            try:
+                await self._shell.writer.append(event)
+                return
+            except Rejected as error:
+                if error.code == "too_large" and not isinstance(event.data, Failed):
+                    why = Failure("too_large", error.message)
+                    event = Event(event.subject, Failed(epoch=event.data.epoch, failure=why, retryable=False))  # type: ignore[attr-defined]
+                    continue
+                log.warning("a report waits: %s", error.message, extra={"task": event.subject})
+                await self._shell.clock.sleep(REPORT_RETRY_MS)
+
+
+def failed(start: Start, code: str, message: str, retryable: bool, retry_after_ms: int = 0) -> Failed:
+    """The report that an attempt failed."""
+    failure = Failure(code, message[:MESSAGE_CHARS_MAX])
+    return Failed(epoch=start.epoch, failure=failure, retryable=retryable, retry_after_ms=retry_after_ms)
