@@ -8,9 +8,9 @@ forgotten: whatever they might still repeat is older than that.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol
 
-from swarmd.core.state import SwarmState, WriterWindow
+from swarmd.core.state import Counters, WriterWindow
 
 #: Sequences (commits, not events) after which a writer's silence makes its repeats void.
 HORIZON: Final = 200_000
@@ -20,7 +20,14 @@ WINDOW: Final = 128
 SWEEP_EVERY: Final = 4_096
 
 
-def admit(state: SwarmState, writer: str, n: int, seen: int, seq: int) -> str:
+class Numbered(Protocol):
+    """A fold that keeps the numbering of its log's writers."""
+
+    writers: dict[str, WriterWindow]
+    counters: Counters
+
+
+def admit(state: Numbered, writer: str, n: int, seen: int, seq: int) -> str:
     """Enter commit `n` of `writer` (role/name/boot); return why it does not count, or "" when it does."""
     if seq % SWEEP_EVERY == 0:
         _forget(state, seq)
@@ -46,7 +53,7 @@ def admit(state: SwarmState, writer: str, n: int, seen: int, seq: int) -> str:
     return ""
 
 
-def _forget(state: SwarmState, seq: int) -> None:
+def _forget(state: Numbered, seq: int) -> None:
     silent = [writer for writer, window in state.writers.items() if window.last_seq < seq - HORIZON]
     for writer in silent:
         state.counters.gaps += len(state.writers.pop(writer).missing)

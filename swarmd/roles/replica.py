@@ -5,7 +5,7 @@ Shared by every role that keeps a swarm's state. What the folded state is used f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from swarmd.core import snapshot
 from swarmd.core.codec import Codec, Commit, Garbage, Record
@@ -22,8 +22,10 @@ class Rewound(Exception):
     """The stream no longer says what was folded (a restored or truncated broker): fold it anew."""
 
 
-async def load_state(swarm: str, log: Log, snapshots: Snapshots, probe: Probe) -> SwarmState:
-    """The newest snapshot that agrees with the stream, or an empty state."""
+async def load_state(
+    swarm: str, log: Log, snapshots: Snapshots, probe: Probe, upto: int | None = None
+) -> SwarmState:
+    """The newest snapshot that agrees with the stream (and is not beyond `upto`), or an empty state."""
     last = await log.last_seq()
     for payload in await snapshots.load():
         try:
@@ -31,13 +33,22 @@ async def load_state(swarm: str, log: Log, snapshots: Snapshots, probe: Probe) -
         except Rejected as error:
             probe.incident(f"a snapshot was not used: {error.message}; an older one or the log takes its place")
             continue
+        if upto is not None and state.seq > upto:
+            continue
         if state.swarm == swarm and state.seq <= last and await agrees(state, log):
             return state
         probe.incident(f"the snapshot at sequence {state.seq} does not agree with the log and was not used")
     return SwarmState(swarm)
 
 
-async def agrees(state: SwarmState, log: Log) -> bool:
+class Folded(Protocol):
+    """How far a fold is: the sequence, and the message that it found there."""
+
+    seq: int
+    message_id: str
+
+
+async def agrees(state: Folded, log: Log) -> bool:
     """Whether the stream holds, at the folded sequence, the message that was folded there."""
     if state.seq == 0:
         return True
@@ -55,9 +66,9 @@ async def agrees(state: SwarmState, log: Log) -> bool:
 class Follower:
     """Decodes the tail of a log and hands over commits, a slice at a time."""
 
-    def __init__(self, log: Log, probe: Probe, slice_max: int = 64) -> None:
+    def __init__(self, log: Log, probe: Probe, slice_max: int = 64, codec: Codec | None = None) -> None:
         self._log, self._probe, self._slice_max = log, probe, slice_max
-        self._codec = Codec()
+        self._codec = codec or Codec()
 
     async def run(self, after: int, on_commits: Callable[[list[Commit | Garbage]], Awaitable[None]]) -> None:
         """Follow from sequence `after` until cancelled."""
