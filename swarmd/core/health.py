@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from swarmd.core.ids import swarm_member
 from swarmd.core.link import Sender
 from swarmd.core.wire import Dispatch, Heartbeat, Item, Rejoin, Report, Start
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 LinkKey = tuple[str, str, str]
 Pair = tuple[str, int]  #: (task, epoch)
-#: So many heartbeats in a row that count fewer attempts than the fold make the leader ask for a list.
-SHORTFALLS_MAX: Final = 16
+#: So many heartbeats in a row that count other attempts than the fold make the leader ask for a list.
+MISCOUNTS_MAX: Final = 16
 #: A process without members is forgotten after so many leases of silence.
 FORGET_AFTER_LEASES: Final = 30
 
@@ -33,7 +34,8 @@ class Link:
         self.members: dict[str, Member] = {}
         self.heard_at_ms = now_ms
         self.listed: Heartbeat | None = None
-        self.shortfalls = 0
+        self.list_owed = False
+        self.miscounts = 0
         self.lost = False
 
     def running(self) -> dict[Pair, Member]:
@@ -43,6 +45,10 @@ class Link:
     def under_way(self) -> set[Pair]:
         """Attempts that were dispatched and not acknowledged."""
         return {(item.task, item.epoch) for item in self.sender.in_flight() if isinstance(item, Start)}
+
+    def asked(self, kind: type[Item]) -> bool:
+        """Whether such an item is on its way."""
+        return any(isinstance(item, kind) for item in self.sender.in_flight())
 
 
 class Links:
@@ -68,6 +74,7 @@ class Links:
         return link
 
     def _queue(self, link: Link, item: Item) -> None:
+        link.list_owed = link.list_owed or isinstance(item, Report)
         link.sender.items.append(item)
         self._dirty[link.key] = link
 
@@ -76,6 +83,9 @@ class Links:
         key = (member.role, member.writer, member.boot)
         self.gone(member)
         link = self._links.get(key) or self._open(key, 0, now_ms, Report())
+        if not link.members and not link.list_owed:
+            # It may still run what it was given before it was declared lost.
+            self._queue(link, Report())
         link.members[member.id] = member
         link.lost = False
         self._of_member[member.id] = link
@@ -97,7 +107,10 @@ class Links:
         self._queue(link, item)
 
     def heard(self, beat: Heartbeat, state: SwarmState, now_ms: int) -> None:
-        """A heartbeat renews the lease and acknowledges batches; a process nobody knows is asked to join."""
+        """A heartbeat renews the lease and acknowledges batches; a process nobody knows is asked to join.
+
+        One that was declared lost comes back this way; a list that got lost on its way is asked for again.
+        """
         key = (beat.role, beat.writer, beat.boot)
         link = self._links.get(key)
         if link is None:
@@ -105,22 +118,48 @@ class Links:
             return
         link.heard_at_ms = now_ms
         link.lost = False
-        if beat.term != self._term:
+        if beat.seq <= state.seq and self._homeless(link, beat, state) and not link.asked(Rejoin):
+            self._queue(link, Rejoin())
+        if beat.term != self._term or beat.ack < link.sender.acked:
             return
         if beat.listed is not None:
             link.listed = beat
+            link.list_owed = False
         if link.listed is None:
-            link.sender.acknowledge(beat.ack)
+            self._acknowledge(link, beat.ack)
+            if link.list_owed and not link.asked(Report):
+                self._queue(link, Report())
             if beat.seq <= state.seq:
                 self._count(link, sum(beat.running.values()))
 
+    def _acknowledge(self, link: Link, ack: int) -> None:
+        link.sender.acknowledge(ack)
+        if link.sender.items:
+            self._dirty[link.key] = link
+
+    def _homeless(self, link: Link, beat: Heartbeat, state: SwarmState) -> bool:
+        """Whether the log lacks members of a living process. A child swarm has one speaker as long as that lives."""
+        if beat.role != "delegate":
+            return not link.members or any(member not in state.members for member in beat.running)
+        member = state.members.get(swarm_member(beat.writer))
+        if member is None:
+            return True
+        speaker = self._of_member[member.id]
+        return speaker is not link and speaker.lost
+
     def _count(self, link: Link, counted: int) -> None:
-        """Fewer attempts than the fold has, again and again, is no longer a matter of timing."""
+        """Other attempts than the fold has, again and again, is no longer a matter of timing."""
         expected = sum(len(m.running) for m in link.members.values()) - len(link.under_way())
-        link.shortfalls = link.shortfalls + 1 if counted < expected else 0
-        if link.shortfalls >= SHORTFALLS_MAX:
-            link.shortfalls = 0
+        link.miscounts = link.miscounts + 1 if counted != expected else 0
+        if link.miscounts >= MISCOUNTS_MAX:
+            link.miscounts = 0
             self._queue(link, Report())
+
+    def not_lost(self, member: str) -> None:
+        """The event that declared this member lost did not come about: if it stays silent, say so again."""
+        link = self._of_member.get(member)
+        if link is not None:
+            link.lost = False
 
     def forgive(self, stall_ms: int) -> None:
         """The leader itself stood still for so long: nobody's lease shall suffer for it."""
@@ -161,17 +200,27 @@ class Links:
             if beat is None or beat.listed is None or beat.seq > state.seq:
                 continue
             link.listed = None
-            link.sender.acknowledge(beat.ack)
+            self._acknowledge(link, beat.ack)
             running, under_way, listed = link.running(), link.under_way(), set(beat.listed)
             missing = [(m, pair) for pair, m in running.items() if pair not in listed and pair not in under_way]
-            extra = [pair for pair in beat.listed if pair not in running]
+            extra = [pair for pair in beat.listed if pair not in running and not self._elsewhere(link, pair, state)]
             yield link, missing, extra
 
+    @staticmethod
+    def _elsewhere(link: Link, pair: Pair, state: SwarmState) -> bool:
+        """Whether a child swarm's attempt is live, only with another delegate: the work is one and the same."""
+        task = state.tasks.get(pair[0])
+        attempt = task.attempts.get(pair[1]) if task else None
+        return attempt is not None and attempt.member == swarm_member(link.key[1])
+
     def flush(self, seq: int, now_ms: int) -> list[tuple[LinkKey, Dispatch]]:
-        """Everything queued, one numbered batch per process."""
+        """Everything queued, in numbered batches per process."""
         dirty, self._dirty = self._dirty, {}
-        batches = [(key, link.sender.batch(seq, now_ms)) for key, link in dirty.items()]
-        return [(key, batch) for key, batch in batches if batch is not None]
+        batches: list[tuple[LinkKey, Dispatch]] = []
+        for key, link in dirty.items():
+            while (batch := link.sender.batch(seq, now_ms)) is not None:
+                batches.append((key, batch))
+        return batches
 
     def overdue(self, now_ms: int) -> list[tuple[LinkKey, Dispatch]]:
         """Batches that were not acknowledged in time, to be sent again."""

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 
-from swarmd.core.wire import Dispatch, Item
+from swarmd.core.wire import Dispatch, Item, Start
+
+#: A batch ends at about so many bytes, well under what a broker carries in one message.
+BATCH_BYTES_MAX = 512 * 1024
 
 
 class Sender:
@@ -16,22 +19,31 @@ class Sender:
 
     def __init__(self, term: int, taken: int) -> None:
         self._term = term
-        self._n = taken
+        self._n = self.acked = taken
         self._unacked: deque[tuple[Dispatch, int]] = deque()
         self.items: list[Item] = []
 
     def batch(self, seq: int, now_ms: int) -> Dispatch | None:
-        """Everything queued as one numbered batch, or None."""
+        """What is queued as one numbered batch, or None; what does not fit is left for the next call."""
         if not self.items:
             return None
+        size, count = _weight(self.items[0]), 1
+        while count < len(self.items) and size + _weight(self.items[count]) <= BATCH_BYTES_MAX:
+            size += _weight(self.items[count])
+            count += 1
         self._n += 1
-        dispatch = Dispatch(self._term, self._n, seq, self.items)
-        self.items = []
+        dispatch = Dispatch(self._term, self._n, seq, self.items[:count])
+        self.items = self.items[count:]
         self._unacked.append((dispatch, now_ms))
         return dispatch
 
     def acknowledge(self, ack: int) -> None:
-        """The receiver took every batch up to `ack`."""
+        """The receiver took every batch up to `ack`; one that took more than was sent counts from there on."""
+        if ack > self._n:
+            self.items = self.in_flight()
+            self._unacked.clear()
+            self._n = ack
+        self.acked = max(self.acked, ack)
         while self._unacked and self._unacked[0][0].n <= ack:
             self._unacked.popleft()
 
@@ -46,6 +58,13 @@ class Sender:
     def in_flight(self) -> list[Item]:
         """Items that the other end may not have taken yet."""
         return [item for dispatch, _ in self._unacked for item in dispatch.items] + self.items
+
+
+def _weight(item: Item) -> int:
+    """About how many bytes an item takes in a batch."""
+    if not isinstance(item, Start):
+        return 300
+    return 600 + len(item.input) + 24 * len(item.journal) + 240 * len(item.children) + 80 * len(item.labels)
 
 
 class Receiver:
