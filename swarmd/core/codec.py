@@ -7,6 +7,7 @@ writer in the subject `….log.<role>.<writer>`. What cannot be read is never an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -22,7 +23,15 @@ Upcast = Callable[[dict[str, Any]], tuple[str, dict[str, Any]]]
 #: Retired event type → a function from its data to the (type, data) that succeeded it.
 UPCASTS: Final[dict[str, Upcast]] = {}
 
+#: How deep the JSON of a commit may be nested.
+DEPTH_MAX: Final = 128
+TOO_DEEP: Final = f"no commit: its JSON is nested deeper than {DEPTH_MAX}"
+
 _encoder: Final = msgspec.json.Encoder()
+_NUMBER: Final = re.compile("[0-9]{1,15}")
+_STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_ROUND: Final = bytes.maketrans(b"[]{}", b"()()")
+_NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 class Record(Struct):
@@ -41,6 +50,7 @@ class Garbage(Struct):
     seq: int
     index: int
     reason: str
+    message_id: str = ""
 
 
 class Commit(Struct):
@@ -129,8 +139,8 @@ class Codec:
         """The commit in `record`, or `Garbage` when the message as a whole cannot be one."""
         origin = parse_origin(record.subject)
         boot, _, number = record.message_id.rpartition(".")
-        if origin is None or not boot or not number.isdecimal():
-            return Garbage(record.seq, -1, "no commit: its subject or message id has another form")
+        if origin is None or not boot or not _NUMBER.fullmatch(number):
+            return self._garbage(record, "no commit: its subject or message id has another form")
         try:
             envelopes = self._envelopes.decode(record.payload)
             events: list[Event | Garbage] = []
@@ -150,24 +160,34 @@ class Codec:
                         envelope.traceparent,
                     )
                 )
-        except msgspec.MsgspecError:
+        except RecursionError:
+            return self._garbage(record, TOO_DEEP)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            if too_deep(record.payload):
+                return self._garbage(record, TOO_DEEP)
             events = self._one_by_one(record)
             if not events:
-                return Garbage(record.seq, -1, "no commit: the payload is not a CloudEvents JSON batch")
+                return self._garbage(record, "no commit: the payload is not a CloudEvents JSON batch")
+        if too_deep(record.payload, flat=2 * len(events)):
+            return self._garbage(record, TOO_DEEP)
         role, writer = origin
         return Commit(record.seq, role, writer, boot, int(number), record.seen, record.message_id, events)
+
+    @staticmethod
+    def _garbage(record: Record, reason: str) -> Garbage:
+        return Garbage(record.seq, -1, reason, record.message_id)
 
     def _one_by_one(self, record: Record) -> list[Event | Garbage]:
         """The slow way through a batch of which some part cannot be read."""
         try:
             parts = msgspec.json.decode(record.payload, type=list[Raw])
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             return []
         events: list[Event | Garbage] = []
         for index, part in enumerate(parts):
             try:
                 envelope = msgspec.json.decode(part, type=_Envelope)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 events.append(Garbage(record.seq, index, f"no CloudEvent: {error}"))
                 continue
             events.append(self._lift(record.seq, index, envelope))
@@ -180,14 +200,31 @@ class Codec:
             for _ in range(len(self._upcasts) + 1):
                 if name in self._decoders:
                     fact = self._decoders[name](data)
-                    return Event(envelope.subject, fact, name, envelope.id, envelope.source, envelope.time)
+                    kept = (envelope.id, envelope.source, envelope.time, envelope.traceparent)
+                    return Event(envelope.subject, fact, name, *kept)
                 if name not in self._upcasts:
                     return Garbage(seq, index, f"unknown event type {name[:80]!r}")
                 name, lifted = self._upcasts[name](msgspec.json.decode(data))
                 data = _encoder.encode(lifted)
-        except (msgspec.MsgspecError, KeyError, TypeError, AttributeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             return Garbage(seq, index, f"{name}: {error}")
         return Garbage(seq, index, f"upcasts of {envelope.type!r} never end")
+
+
+def too_deep(payload: bytes, limit: int = DEPTH_MAX, flat: int = 0) -> bool:
+    """Whether JSON is nested deeper than `limit`; `flat` pairs of brackets are known to add little.
+
+    A reader that ran out of stack would read the log otherwise than its peers, so the limit is a fixed one.
+    """
+    if payload.count(b"[") + payload.count(b"{") - flat <= limit:
+        return False
+    brackets = _STRINGS.sub(b"", payload).translate(_ROUND, _NO_BRACKETS)
+    for _ in range(limit):
+        shorter = brackets.replace(b"()", b"")
+        if len(shorter) == len(brackets):
+            break
+        brackets = shorter
+    return brackets.count(b"(") > 0
 
 
 @lru_cache(maxsize=4096)

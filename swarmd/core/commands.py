@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import Raw
 
+from swarmd.core.codec import too_deep
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Budget, RetryPolicy, Submitted
 from swarmd.core.ids import check_name, check_reply, check_task_id
@@ -21,6 +22,7 @@ INLINE_BYTES_MAX: Final = 256 * 1024
 #: No request, submission or event may be larger; the broker's limit per message is 1 MiB.
 MESSAGE_BYTES_MAX: Final = 768 * 1024
 BATCH_MAX: Final = 1024
+INPUT_DEPTH_MAX: Final = 100
 _LABELS_MAX: Final = 32
 
 _T = TypeVar("_T")
@@ -59,6 +61,8 @@ def _decode(decoder: msgspec.json.Decoder[_T], payload: bytes) -> _T:
         raise Rejected("bad_field", f"{error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Rejected("bad_json", f"not JSON: {error}") from None
+    except RecursionError:
+        raise Rejected("too_deep", f"its JSON is nested deeper than {INPUT_DEPTH_MAX}") from None
 
 
 def check(submission: Submission) -> Submission:
@@ -74,6 +78,8 @@ def check(submission: Submission) -> Submission:
             f"an input of {len(submission.input)} bytes is over {INLINE_BYTES_MAX}: store it as a blob and submit "
             "its hash as input_blob (the SDK and `swarmd submit` do)",
         )
+    if len(submission.input) > 2 * INPUT_DEPTH_MAX and too_deep(bytes(submission.input), INPUT_DEPTH_MAX):
+        raise Rejected("too_deep", f"the input is nested deeper than {INPUT_DEPTH_MAX}: flatten it or send it as text")
     if submission.retry is not _DEFAULTS[0] or submission.budget is not _DEFAULTS[1]:
         _check_bounds(submission)
     if not -1000 <= submission.priority <= 1000:
