@@ -51,10 +51,10 @@ def apply(state: SwarmState, commit: Commit | Garbage) -> Sink:
     """Fold one commit; return the effects of its accepted events, in order."""
     out: Sink = []
     state.seq = commit.seq
+    state.message_id = commit.message_id
     if isinstance(commit, Garbage):
         state.counters.garbage += 1
         return out
-    state.message_id = commit.message_id
     why = admit(state, f"{commit.role}/{commit.writer}/{commit.boot}", commit.n, commit.seen, commit.seq)
     if why:
         _ignore(state, why)
@@ -168,6 +168,8 @@ def _assigned(state: SwarmState, commit: Commit, index: int, subject: str, fact:
         journal, task.journal = task.journal, {}
     elif task.state == "assigned" and len(task.attempts) == 1:
         (other,) = task.attempts.values()
+        if other.member == fact.member:
+            return "same_member"
         journal = dict(other.journal)
     else:
         return "not_queued"
@@ -193,7 +195,8 @@ def _requeued(state: SwarmState, commit: Commit, index: int, subject: str, fact:
         return ""
     if fact.epoch not in task.attempts:
         return "stale_epoch"
-    _retire(state, task, fact.epoch)
+    attempt = _retire(state, task, fact.epoch)
+    out.append(fx.Stopped(subject, fact.epoch, state.members[attempt.member]))
     if not task.attempts:
         _queue(task, out)
     return ""
@@ -230,12 +233,12 @@ def _end_by_leader(
 def _redriven(state: SwarmState, commit: Commit, index: int, subject: str, fact: Redriven, out: Sink) -> str:
     if not _leads(state, commit, fact.term):
         return "not_leader"
-    task = state.dead.pop(subject, None)
-    if task is None:
+    if subject not in state.dead or subject in state.tasks:
         return "not_dead"
+    task = state.dead.pop(subject)
     state.tombstones.pop(subject, None)
     state.older_tombstones.pop(subject, None)
-    task.failures = task.losses = 0
+    task.failures = task.losses = task.deadline_at_ms = 0
     state.tasks[subject] = task
     _queue(task, out)
     return ""
@@ -320,7 +323,7 @@ def _stepped(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
     if fact.key in attempt.journal:
         return "repeated_step"
     attempt.journal[fact.key] = (commit.seq, index)
-    task.spent_tokens += fact.tokens
+    task.spent_tokens += max(0, fact.tokens)
     task.spent_steps += 1
     state.counters.steps += 1
     return ""
@@ -333,10 +336,12 @@ def _spawned(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
     parent, attempt = found
     if fact.key in attempt.journal:
         return "repeated_step"
+    child = child_id(subject, fact.n)
+    if child in state.tasks and child not in parent.children:
+        return "repeated_id"
     attempt.journal[fact.key] = (commit.seq, index)
     parent.spent_steps += 1
     state.counters.steps += 1
-    child = child_id(subject, fact.n)
     if child in parent.children:
         return ""
     task = Task(
@@ -372,7 +377,7 @@ def _suspended(state: SwarmState, commit: Commit, index: int, subject: str, fact
     _retire(state, task, fact.epoch)
     if task.attempts:
         return ""
-    task.waits = [child for child in fact.waits if task.children[child] is None]
+    task.waits = [child for child in dict.fromkeys(fact.waits) if task.children[child] is None]
     if task.waits:
         task.state = "suspended"
     else:
@@ -437,12 +442,13 @@ def _queue(task: Task, out: Sink) -> None:
     out.append(fx.Queued(task))
 
 
-def _retire(state: SwarmState, task: Task, epoch: int) -> None:
+def _retire(state: SwarmState, task: Task, epoch: int) -> Attempt:
     """End an attempt without a verdict; its branch becomes the journal that the next one starts from."""
     attempt = task.attempts.pop(epoch)
     if not task.attempts:
         task.journal = attempt.journal
     _free(state, task.id, attempt.member)
+    return attempt
 
 
 def _free(state: SwarmState, task_id: str, member_id: str) -> None:
@@ -452,7 +458,27 @@ def _free(state: SwarmState, task_id: str, member_id: str) -> None:
 
 
 def _end(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> None:
-    """Give a task its verdict: attempts other than `reporter`'s are stopped, live children cancelled."""
+    """Give a task its verdict: attempts other than `reporter`'s are stopped, live descendants cancelled."""
+    _close(state, ended, out, reporter)
+    if ended.task.parent:
+        _resolve(state, ended.task, ended.place, out)
+    if not ended.task.children:
+        return
+    parents = [ended.task]
+    while parents:  # no recursion: how deep tasks nest is up to agents
+        parent = parents.pop()
+        for child_name, verdict in parent.children.items():
+            child = state.tasks.get(child_name)
+            if verdict is not None or child is None:
+                continue
+            parent.children[child_name] = ended.place  # a redriven parent must not wait for it
+            orphan = Failure("parent_ended", f"its parent {parent.id} ended")
+            _close(state, fx.Ended(child, "cancelled", ended.place, failure=orphan), out)
+            parents.append(child)
+
+
+def _close(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> None:
+    """End one task and nothing around it."""
     task, place = ended.task, ended.place
     del state.tasks[task.id]
     task.state = ended.state
@@ -470,12 +496,6 @@ def _end(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> No
     if task.reply:
         state.untold.append(Untold(task.id, task.reply, task.packed, place[0]))
     out.append(ended)
-    if task.parent:
-        _resolve(state, task, place, out)
-    for child, verdict in task.children.items():
-        if verdict is None and child in state.tasks:
-            orphan = Failure("parent_ended", f"its parent {task.id} ended")
-            _end(state, fx.Ended(state.tasks[child], "cancelled", place, failure=orphan), out)
 
 
 def _bury(state: SwarmState, task: Task, verdict: TaskState, place: Place) -> None:
