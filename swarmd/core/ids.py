@@ -15,20 +15,21 @@ NAME_PATTERN: Final = "^[A-Za-z0-9_-]{1,64}$"
 TASK_ID_PATTERN: Final = "^[A-Za-z0-9_~:-]{1,200}$"
 _NAME: Final = re.compile(NAME_PATTERN)
 _TASK_ID: Final = re.compile(TASK_ID_PATTERN)
+_UUID7: Final = re.compile("^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")
 _RESERVED_REPLY: Final = ("swarm", "memory")
 
 
 @lru_cache(maxsize=4096)
 def check_name(what: str, text: str) -> str:
     """Return `text` if it can name a swarm, an agent, a memory or a writer; raise `Rejected` otherwise."""
-    if not _NAME.match(text):
+    if not _NAME.fullmatch(text):
         raise Rejected("bad_name", f"{what} {text[:80]!r} must be 1 to 64 of A-Z a-z 0-9 _ -")
     return text
 
 
 def check_task_id(text: str) -> str:
     """Return `text` if it can be a task's id; raise `Rejected` otherwise."""
-    if not _TASK_ID.match(text):
+    if not _TASK_ID.fullmatch(text):
         raise Rejected("bad_id", f"task id {text[:80]!r} must be 1 to 200 of A-Z a-z 0-9 _ ~ : -")
     return text
 
@@ -62,8 +63,13 @@ def uuid7(now_ms: int, bits: int) -> str:
 
 
 def is_uuid7(text: str) -> bool:
-    """Whether `text` looks like an id minted by `uuid7`; such ids sort by their time."""
-    return len(text) == 36 and text[14] == "7" and text[8] == "-"
+    """Whether `text` is an id as minted by `uuid7`; such ids sort by their time."""
+    return len(text) == 36 and _UUID7.fullmatch(text) is not None
+
+
+def uuid7_ms(text: str) -> int:
+    """The time in an id minted by `uuid7`, in milliseconds since the Unix epoch."""
+    return int(text[:8] + text[9:13], 16)
 
 
 def node_member(writer: str, boot: str, n: int) -> str:

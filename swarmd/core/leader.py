@@ -35,12 +35,14 @@ from swarmd.core.events import (
 )
 from swarmd.core.evolve import apply
 from swarmd.core.health import Links
-from swarmd.core.ids import is_uuid7
+from swarmd.core.ids import is_uuid7, uuid7_ms
 from swarmd.core.outcomes import outcome_of
 from swarmd.core.placement import Queue
 from swarmd.core.state import Attempt, Limits, Member, SwarmState, Task, Tombstone, tombstone
 from swarmd.core.wire import ChildDone, Heartbeat, Outcome, Receipt, Start, Stop, Submission
 
+#: How far the clock that made an id may be ahead of the leader's.
+AHEAD_MS_MAX: Final = 60_000
 #: A caller waiting for an answer; the shell knows what is behind it.
 Ask = Any
 
@@ -81,11 +83,12 @@ class Leader:
         self._queue = Queue()
         self._events: list[Event] = []
         self._proposed: dict[str, tuple[str, list[Ask]]] = {}
-        self._placing: dict[str, str] = {}
+        self._placing: dict[str, tuple[str, int]] = {}
         self._taken: dict[str, int] = {}
         self._waiters: dict[str, list[Ask]] = {}
         self._timers: list[tuple[int, int, str, str, int]] = []
         self._timer_count = 0
+        self._again: list[Event] = []
         self._intake_folded: set[int] = set()
         self._intake_read = state.intake_seq
         self._settled_at_ms = 0
@@ -106,7 +109,7 @@ class Leader:
         if commit.boot == self.boot:
             for event in commit.events:
                 if isinstance(event, Event):
-                    self._settle_overlay(event)
+                    self._settle_overlay(event, effects)
         return effects
 
     def _act(self, effect: fx.Effect, now_ms: int) -> None:
@@ -122,7 +125,8 @@ class Leader:
 
     def _started(self, effect: fx.Started, now_ms: int) -> None:
         task, attempt = effect.task, effect.attempt
-        self.links.send(self.state.members[attempt.member], self._start(task, attempt))
+        if attempt.epoch in task.attempts:  # a later event of the same commit may have ended it
+            self.links.send(self.state.members[attempt.member], self._start(task, attempt))
 
     def _stopped(self, effect: fx.Stopped, now_ms: int) -> None:
         self.links.send(effect.member, Stop(effect.task, effect.epoch))
@@ -150,26 +154,62 @@ class Leader:
             refused = Outcome(effect.subject, "cancelled", error=effect.failure, seq=self.state.seq)
             self.outcomes.setdefault((effect.reply, False), []).append(refused)
 
-    def _settle_overlay(self, event: Event) -> None:
+    def _settle_overlay(self, event: Event, effects: list[fx.Effect]) -> None:
         """One of our own events is folded, accepted or not: what stood in for it goes."""
         fact = event.data
         if isinstance(fact, Assigned):
-            self._unplace(event.subject)
+            if fact.term != self.state.term:
+                return  # an earlier office of ours: its overlays went with it
+            self._unplace(event.subject, fact.epoch)
             task = self.state.tasks.get(event.subject)
-            if task is not None and task.state == "queued":
+            if task is not None and task.state == "queued" and event.subject not in self._placing:
                 self._queue.push(task)
         elif isinstance(fact, Submitted):
-            if fact.intake_seq:
-                self._intake_folded.add(fact.intake_seq)
-            _, asks = self._proposed.pop(event.subject, ("", []))
-            for ask in asks:
-                self.answers.append((ask, self._receipt(event.subject, fact.digest)))
-        elif isinstance(fact, Refused) and fact.intake_seq:
+            if fact.term == self.state.term:
+                self._settle_submitted(event, fact)
+        elif isinstance(fact, Refused):
+            if fact.intake_seq and fact.term == self.state.term:
+                if any(isinstance(effect, fx.Refusal) and effect.subject == event.subject for effect in effects):
+                    self._intake_folded.add(fact.intake_seq)
+                elif fact.intake_seq not in self._intake_folded:
+                    self._again.append(event)
+        else:
+            self._rearm(event)
+
+    def _settle_submitted(self, event: Event, fact: Submitted) -> None:
+        """Answer who asked. A raw submission has nobody to ask again: it becomes a task or a refusal."""
+        proposed = self._proposed.pop(event.subject, None)
+        for ask in proposed[1] if proposed else ():
+            self.answers.append((ask, self._receipt(event.subject, fact.digest)))
+        if not fact.intake_seq or fact.intake_seq in self._intake_folded:
+            return
+        known = self._known(event.subject)
+        if known is None and self._is_forgotten(event.subject):
+            self._refuse(fact.intake_seq, event.subject, _too_old(event.subject), fact.reply)
+        elif known is None:
+            self._proposed[event.subject] = (fact.digest, [])
+            self._again.append(event)
+        elif known.digest != fact.digest:
+            self._refuse(fact.intake_seq, event.subject, _id_taken(event.subject), fact.reply)
+        else:
             self._intake_folded.add(fact.intake_seq)
 
-    def _unplace(self, task_id: str) -> None:
-        member = self._placing.pop(task_id, None)
-        if member is not None:
+    def _rearm(self, event: Event) -> None:
+        """What time made necessary did not come about (the commit was void or not stored): see it again."""
+        fact, task = event.data, self.state.tasks.get(event.subject)
+        if isinstance(fact, MemberLost):
+            if fact.member in self.state.members:
+                self.links.not_lost(fact.member)
+        elif isinstance(fact, Requeued):
+            if fact.reason == "retry" and task is not None and task.state == "backoff" and task.epoch == fact.epoch:
+                self._timer(self._ticked_at_ms, "retry", event.subject, fact.epoch)
+        elif isinstance(fact, Expired) and task is not None and task.deadline_at_ms:
+            self._timer(task.deadline_at_ms, "deadline", event.subject, 0)
+
+    def _unplace(self, task_id: str, epoch: int) -> None:
+        member, placed = self._placing.get(task_id, ("", 0))
+        if placed == epoch:
+            del self._placing[task_id]
             self._taken[member] -= 1
             if not self._taken[member]:
                 del self._taken[member]
@@ -208,7 +248,7 @@ class Leader:
         for task_id, asks in self._waiters.items():
             self.answers.extend((ask, Outcome(task_id, "queued", error=again, final=False)) for ask in asks)
         self._proposed, self._waiters, self._placing, self._taken = {}, {}, {}, {}
-        self._queue, self._events, self._timers = Queue(), [], []
+        self._queue, self._events, self._timers, self._again = Queue(), [], [], []
         self.outcomes, self.owed = {}, []
 
     def _take_office(self, now_ms: int) -> None:
@@ -234,6 +274,10 @@ class Leader:
                 self._delayed(fx.Delayed(task), now_ms)
             if task.deadline_at_ms:
                 self._timer(task.deadline_at_ms, "deadline", task.id, 0)
+            if task.attempts:
+                for child, place in task.children.items():
+                    if place is not None:
+                        self._child_ended(fx.ChildEnded(task, child, place), now_ms)
         for untold in state.untold:
             buried = tombstone(state, untold.task)
             if buried is not None:
@@ -247,7 +291,7 @@ class Leader:
         Raises `Rejected` ("not_leader", "swarm_full", "log_full", "id_too_old") or `Conflict` ("id_taken").
         """
         content = commands.digest(submission)
-        if not self._is_new(task_id, content, ask):
+        if not self._is_new(task_id, content, ask, now_ms):
             return None if task_id in self._proposed else Receipt(task_id)
         self._check_room()
         self._proposed[task_id] = (content, [] if ask is None else [ask])
@@ -255,7 +299,7 @@ class Leader:
         self._events.append(Event(task_id, fact))
         return None
 
-    def _is_new(self, task_id: str, content: str, ask: Ask) -> bool:
+    def _is_new(self, task_id: str, content: str, ask: Ask, now_ms: int) -> bool:
         if not self.leading:
             raise Rejected("not_leader", "this orchestrator does not lead: ask again")
         proposed = self._proposed.get(task_id)
@@ -264,18 +308,28 @@ class Leader:
             if ask is not None:
                 proposed[1].append(ask)
             return False
-        known = self.state.tasks.get(task_id) or tombstone(self.state, task_id) or self.state.dead.get(task_id)
+        known = self._known(task_id)
         if known is not None:
             self._check_same(task_id, known.digest, content)
             return False
-        if task_id <= self.state.forgotten and is_uuid7(task_id):
-            raise Rejected("id_too_old", f"id {task_id} is older than what is remembered: submit under a new id")
+        if self._is_forgotten(task_id):
+            raise _too_old(task_id)
+        if is_uuid7(task_id) and uuid7_ms(task_id) > now_ms + AHEAD_MS_MAX:
+            # What is forgotten is known by the youngest such id: one from the future would bar all others.
+            raise Rejected("bad_id", f"id {task_id} is of a time that has not come: set the clock that made it")
         return True
+
+    def _known(self, task_id: str) -> Task | Tombstone | None:
+        state = self.state
+        return state.tasks.get(task_id) or tombstone(state, task_id) or state.dead.get(task_id)
+
+    def _is_forgotten(self, task_id: str) -> bool:
+        return task_id <= self.state.forgotten and is_uuid7(task_id)
 
     @staticmethod
     def _check_same(task_id: str, known: str, content: str) -> None:
         if known != content:
-            raise Conflict("id_taken", f"id {task_id} belongs to a task with another agent or input")
+            raise _id_taken(task_id)
 
     def _check_room(self) -> None:
         if self.refusing:
@@ -297,20 +351,31 @@ class Leader:
 
     def intake(self, seq: int, task_id: str, submission: Submission | Rejected, now_ms: int) -> None:
         """A raw submission stored in the intake at `seq`: it becomes a task or a refusal, never nothing."""
+        if not self.leading:
+            return  # whoever leads next reads it again
         self._intake_read = max(self._intake_read, seq)
         if isinstance(submission, Rejected):
             self._refuse(seq, task_id, submission, "")
             return
         try:
             content = commands.digest(submission)
-            if not self._is_new(task_id, content, None):
-                self._intake_folded.add(seq)
+            if not self._is_new(task_id, content, None, now_ms):
+                self._repeated_intake(seq, task_id, submission, content, now_ms)
                 return
             self._check_room()
         except (Rejected, Conflict) as error:
             self._refuse(seq, task_id, error, submission.reply)
             return
         self._proposed[task_id] = (content, [])
+        fact = commands.to_fact(submission, content, self.state.term, now_ms, False)
+        fact.intake_seq = seq
+        self._events.append(Event(task_id, fact))
+
+    def _repeated_intake(self, seq: int, task_id: str, submission: Submission, content: str, now_ms: int) -> None:
+        """The task is there already, or only proposed: then this one is settled when its own event is folded."""
+        if task_id not in self._proposed:
+            self._intake_folded.add(seq)
+            return
         fact = commands.to_fact(submission, content, self.state.term, now_ms, False)
         fact.intake_seq = seq
         self._events.append(Event(task_id, fact))
@@ -437,7 +502,7 @@ class Leader:
             task = self.state.tasks.get(task_id)
             if task is None:
                 continue
-            if kind == "deadline" and task.deadline_at_ms <= now_ms:
+            if kind == "deadline" and 0 < task.deadline_at_ms <= now_ms:
                 self._events.append(Event(task_id, Expired(term=self.state.term)))
             elif kind == "retry" and task.state == "backoff" and task.epoch == epoch:
                 fact = Requeued(term=self.state.term, epoch=epoch, reason="retry")
@@ -450,10 +515,12 @@ class Leader:
     def _settle(self, now_ms: int) -> None:
         """Say in the log which outcomes were sent and how far the intake is folded, if that has moved."""
         self._settled_at_ms = now_ms
+        self._events.extend(self._again)
+        self._again = []
         intake = self.state.intake_seq
+        self._intake_folded = {seq for seq in self._intake_folded if seq > intake}
         while intake + 1 in self._intake_folded:
             intake += 1
-            self._intake_folded.discard(intake)
         told = self.state.seq if self.state.untold and not self.outcomes and not self.owed else 0
         if told or intake > self.state.intake_seq:
             self._events.append(Event(self.state.swarm, Settled(term=self.state.term, told=told, intake=intake)))
@@ -472,15 +539,28 @@ class Leader:
         return events
 
     def dropped(self, events: list[Event], error: Rejected) -> None:
-        """These events could not be stored: undo what stood in for them and tell who asked."""
+        """These events could not be stored: undo what stood in for them and tell who asked.
+
+        What nobody would ask for again is proposed again later, since a full log still lets running work finish.
+        """
         for event in events:
             fact = event.data
+            if not self.leading or getattr(fact, "term", 0) != self.state.term:
+                continue
             if isinstance(fact, Assigned):
-                self._settle_overlay(event)
-            elif isinstance(fact, Submitted):
+                self._settle_overlay(event, [])
+            elif isinstance(fact, Submitted) and not fact.intake_seq:
                 _, asks = self._proposed.pop(event.subject, ("", []))
                 failure = Failure(error.code, error.message)
                 self.answers.extend((ask, Receipt(error=failure)) for ask in asks)
+            elif isinstance(fact, Submitted) and error.code == "too_large":
+                self._proposed.pop(event.subject, None)
+                self._refuse(fact.intake_seq, event.subject, error, fact.reply)
+            elif isinstance(fact, Submitted | Refused | Cancelled | Redriven | Configured):
+                if error.code != "too_large" and not (isinstance(fact, Refused) and not fact.intake_seq):
+                    self._again.append(event)
+            else:
+                self._rearm(event)
 
     def _place(self) -> None:
         if not len(self._queue):
@@ -490,7 +570,7 @@ class Leader:
         free = {m.id: m.capacity - len(m.running) - self._taken.get(m.id, 0) for m in members}
         for task_id, member in self._queue.place(members, free, self.settings.placements_max):
             task = state.tasks[task_id]
-            self._placing[task_id] = member.id
+            self._placing[task_id] = (member.id, task.epoch + 1)
             self._taken[member.id] = self._taken.get(member.id, 0) + 1
             self._events.append(
                 Event(
@@ -508,6 +588,14 @@ class Leader:
     def waiting(self) -> dict[str, int]:
         """How many tasks wait for each agent."""
         return self._queue.waiting()
+
+
+def _too_old(task_id: str) -> Rejected:
+    return Rejected("id_too_old", f"id {task_id} is older than what is remembered: submit under a new id")
+
+
+def _id_taken(task_id: str) -> Conflict:
+    return Conflict("id_taken", f"id {task_id} belongs to a task with another agent or input")
 
 
 def _left(limit: int, spent: int) -> int:
