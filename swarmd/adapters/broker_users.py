@@ -240,7 +240,8 @@ def _worker(swarms: Sequence[str], memories: Sequence[str]) -> Rules:
 
 def _delegate(swarms: Sequence[str], memories: Sequence[str]) -> Rules:
     publish, subscribe = _member("delegate", swarms, memories)
-    return [*publish, "swarm.*.ctl.>"], [*subscribe, "swarm.*.event.>", "swarm.*.beat"]
+    # Outcomes of a child come to the delegates' own inbox, behind the prefix that keeps clients' replies apart.
+    return [*publish, "swarm.*.ctl.>"], [*subscribe, "swarm.*.beat", f"swarm.*.reply.{inbox_prefix('delegate')}.>"]
 
 
 def _observer(swarms: Sequence[str], memories: Sequence[str]) -> Rules:

@@ -26,6 +26,9 @@ from swarmd.core.leader import LeaderSettings
 from swarmd.core.wire import StoreHealth
 from swarmd.ports import Model, Tool
 from swarmd.roles.attempt import AttemptPorts
+from swarmd.roles.child import ChildSwarm
+from swarmd.roles.delegate import Delegate, DelegatePorts
+from swarmd.roles.member import MemberPorts, MemberSettings
 from swarmd.roles.orchestrator import Orchestrator, OrchestratorPorts
 from swarmd.roles.replica import load_state
 from swarmd.roles.worker import NodeOffer, Worker, WorkerSettings
@@ -205,4 +208,44 @@ async def run_worker(
             ready()
             await stop.wait()
             await worker.drain(options.drain_ms)
+            running.cancel()
+
+
+class DelegateOptions(Struct, frozen=True):
+    """One delegate process: it presents swarm `child` to swarm `parent`. The child may live on another broker."""
+
+    parent: str
+    child: str
+    labels: Mapping[str, str] = {}
+    child_nats: NatsSettings | None = None
+    drain_ms: int = 5_000
+
+
+async def run_delegate(
+    nats: NatsSettings, options: DelegateOptions, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]
+) -> None:
+    """Run one delegate until `stop` is set; what it has under way stays with the child for its successor."""
+    boot, role, parent, child = new_boot(), "delegate", options.parent, options.child
+    below = options.child_nats or nats
+    async with (
+        connected(nats, f"delegate-{child}") as wire,
+        connected(nats, f"heart-{child}") as heart,
+        connected(below, f"delegate-{child}-of-{parent}") as inner,
+    ):
+        log = wire.log(subjects.log_stream(parent))
+        source = f"/{parent}/{role}/{child}"
+        writer = LogWriter(log, subjects.log(parent, role, child), source, boot, CLOCK, TelemetryProbe(telemetry))
+        writer.seen = await log.last_seq()
+        ports = DelegatePorts(
+            parent=MemberPorts(wire.bus, heart.bus, writer, CLOCK),
+            child=ChildSwarm(child, inner.bus, f"{below.inbox_prefix}.of.{parent}.{child}"),
+            parent_blobs=NatsBlobs(wire.bus, parent),
+            child_blobs=NatsBlobs(inner.bus, child),
+        )
+        delegate = Delegate(MemberSettings(parent, child, boot), ports, dict(options.labels))
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(delegate.run())
+            ready()
+            await stop.wait()
+            await delegate.drain(options.drain_ms)
             running.cancel()

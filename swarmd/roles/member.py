@@ -117,6 +117,13 @@ class MemberProcess:
         joined = [writer.append(Event(offer.member.replace("/", ":"), offer)) for offer in self.offers()]
         await asyncio.gather(*joined)
 
+    async def announce(self) -> None:
+        """Store the offers anew; a log that takes nothing just now is told about them another time."""
+        try:
+            await self.join()
+        except Rejected as error:
+            log.warning("an offer was not stored: %s", error.message)
+
     async def drain(self, deadline_ms: int) -> None:
         """Take no new attempts, finish what runs or cut it short at the deadline, leave. Heartbeats go on."""
         self._draining = True
@@ -155,7 +162,7 @@ class MemberProcess:
                 case Report():
                     self._list_wanted.set()
                 case Rejoin():
-                    self._group.create_task(self.join())
+                    self._group.create_task(self.announce())
 
     def _on_beat(self, message: Received) -> None:
         try:
