@@ -24,9 +24,8 @@ def main() -> int:
         except Violation as violation:
             failed += 1
             print(violation)
-        except Exception as error:
-            failed += 1
-            print("".join(traceback.format_exception(error)[-4:]))
+            if arguments.seeds == 1 and violation.__cause__ is not None:
+                traceback.print_exception(violation.__cause__)
         else:
             if arguments.seeds == 1:
                 print(_summary(simulation))

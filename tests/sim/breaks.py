@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from swarmd.core import evolve
 from swarmd.core.health import Links
 from swarmd.core.state import live_attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 BREAKS: Final = ("epoch", "lease", "dedup", "stored")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from tests.sim.world import Process, World
+if TYPE_CHECKING:
+    from tests.sim.world import Process, World
 
 Receive = Callable[[bytes, str], None]
 

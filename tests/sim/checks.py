@@ -7,6 +7,7 @@ invariants of the state, not at how the core reaches them.
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from swarmd.core import commits, snapshot
 from swarmd.core import effects as fx
@@ -14,7 +15,10 @@ from swarmd.core.codec import Codec, Commit, Garbage, Record
 from swarmd.core.events import Completed, Event, Failed, Redriven, Spawned, Stepped
 from swarmd.core.evolve import apply
 from swarmd.core.state import TERMINAL, Place, SwarmState
-from swarmd.core.wire import Outcome, Start
+
+if TYPE_CHECKING:
+    from swarmd.core.leader import Leader
+    from swarmd.core.wire import Outcome, Start
 
 Key = tuple[str, str, int]
 
@@ -148,6 +152,13 @@ class Oracle:
         self.executions += 1
         if key in self.assigned[task_id, epoch][1]:
             raise Violation(f"{task_id}: step {key} is recorded and was executed again by epoch {epoch}")
+
+    @staticmethod
+    def check_overlays(leader: Leader) -> None:
+        """With nothing left to do, a leader must not hold back anything for decisions that are not folded."""
+        left = {name: getattr(leader, name) for name in ("_proposed", "_placing", "_taken", "_again", "_waiters")}
+        if any(left.values()) or len(leader._queue):
+            raise Violation(f"overlays of {leader.writer} never ended: {left}, {len(leader._queue)} waiting")
 
     # --- the state itself ---
 

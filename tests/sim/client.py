@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
@@ -9,9 +12,11 @@ from swarmd.core import ids, subjects
 from swarmd.core.events import RetryPolicy
 from swarmd.core.wire import Outcome, Receipt, Submission, TaskQuery
 from tests.sim import script as scripts
-from tests.sim.bus import Receive
-from tests.sim.orchestrator import Swarm
 from tests.sim.world import Process
+
+if TYPE_CHECKING:
+    from tests.sim.bus import Receive
+    from tests.sim.orchestrator import Swarm
 
 #: Errors after which the same request may well succeed.
 PASSING = frozenset({"not_leader", "swarm_full", "store_full"})
@@ -63,7 +68,7 @@ class Client(Process):
         for n, wish in enumerate(self.wishes):
             self._swarm.bus.subscribe(self, f"inbox.{self.name}.{n}", self._hearing_outcome(wish))
             self._swarm.bus.subscribe(self, f"inbox.{self.name}.{n}.submit", self._hearing_receipt(wish))
-            self.later(wish.at_ms - self.world.now_ms, lambda n=n: self._pursue(n))
+            self.later(wish.at_ms - self.world.now_ms, partial(self._pursue, n))
 
     def _pursue(self, n: int) -> None:
         """One more request for this wish, whichever is due."""
@@ -105,7 +110,7 @@ class Client(Process):
     def _hearing_outcome(self, wish: Wish) -> Receive:
         def receive(payload: bytes, reply: str) -> None:
             outcome = msgspec.json.decode(payload, type=Outcome)
-            if outcome.final:
+            if outcome.final and not self.settled(wish):  # an older outcome may arrive late
                 wish.accepted = True
                 wish.outcome = outcome.state
 

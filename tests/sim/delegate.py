@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from msgspec import Raw, Struct
 
 from swarmd.core import ids
 from swarmd.core.events import Completed, Event, MemberJoined
-from swarmd.core.wire import Start
 from tests.sim.checks import Violation
 from tests.sim.member import Worker
-from tests.sim.orchestrator import Swarm
+
+if TYPE_CHECKING:
+    from swarmd.core.wire import Start
+    from tests.sim.orchestrator import Swarm
 
 
 class ChildTask(Struct):
@@ -57,7 +61,8 @@ class Delegate(Worker):
         if task is None:
             done_at_ms = self.world.now_ms + self.world.chance.choice((20, 200, 900))
             task = self._child.tasks[name] = ChildTask(start.task, start.epoch, done_at_ms)
-        if task.cancelled:
+        live = self.swarm.oracle.state.tasks.get(start.task)
+        if task.cancelled and live is not None and start.epoch in live.attempts:
             raise Violation(f"{name} was stopped in the child and is handed over again")
         self._followed.add(name)
 

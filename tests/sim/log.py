@@ -7,13 +7,17 @@ the broker drops repeats of a message id only within a short window, so the fold
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from swarmd.core import codec, subjects
 from swarmd.core.codec import Record
+from swarmd.core.errors import Rejected
 from swarmd.core.events import TYPES, Event
-from tests.sim.world import Process, World
+
+if TYPE_CHECKING:
+    from tests.sim.world import Process, World
 
 Receipt = Callable[[int], None]
 DEDUP_MS = 120
@@ -114,6 +118,7 @@ class Writer:
         chance = process.world.chance
         self._commit_max = chance.choice((1, 3, 20))
         self._in_flight_max = chance.choice((1, 2, 8))
+        self.dropped: Callable[[list[Event], Rejected], None] | None = None
         self._waiting: list[tuple[Event, Receipt | None]] = []
         self._in_flight: dict[int, list[Receipt | None]] = {}
 
@@ -137,10 +142,21 @@ class Writer:
             taken = self._waiting[: self._commit_max]
             del self._waiting[: self._commit_max]
             self._n += 1
-            parts = [codec.encode_event(self._seal(event, index)) for index, (event, _) in enumerate(taken)]
-            message = Outgoing(self._subject, codec.pack(parts), codec.message_id(self.boot, self._n), self.seen)
+            if self.dropped is not None and self._process.world.maybe(self._process.world.faults.full_log, 0.1):
+                self._drop([event for event, _ in taken])
+                continue
+            packer = codec.Packer()
+            for index, (event, _) in enumerate(taken):
+                packer.add(self._seal(event, index))
+            message = Outgoing(self._subject, packer.payload(), codec.message_id(self.boot, self._n), self.seen)
             self._in_flight[self._n] = [stored for _, stored in taken]
             self._send(self._n, message)
+
+    def _drop(self, events: list[Event]) -> None:
+        """The log is full: these are not stored, and their owner hears of it a moment later."""
+        dropped, error = self.dropped, Rejected("log_full", "the log is full")
+        assert dropped is not None
+        self._process.later(3, lambda: dropped(events, error))
 
     def _seal(self, event: Event, index: int) -> Event:
         kind = TYPES[type(event.data)]

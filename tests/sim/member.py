@@ -6,6 +6,9 @@ repeated until a receipt comes, an attempt is listed until then, and a recorded 
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import TYPE_CHECKING
+
 import msgspec
 from msgspec import Raw
 
@@ -28,8 +31,10 @@ from swarmd.core.link import Receiver
 from swarmd.core.wire import Beat, ChildDone, Dispatch, Heartbeat, Rejoin, Report, Start, Stop
 from tests.sim import script as scripts
 from tests.sim.log import Writer
-from tests.sim.orchestrator import Swarm
 from tests.sim.world import Process
+
+if TYPE_CHECKING:
+    from tests.sim.orchestrator import Swarm
 
 BEAT_MS = 60
 NODES = 2
@@ -143,6 +148,7 @@ class Worker(Process):
         self._receiver = Receiver()
         self._list_wanted = False
         self._boot = ""
+        self._eager = self.world.chance.random() < 0.5  #: stops everything itself when asked to join again
 
     def boot(self) -> None:
         self._boot = f"{self.world.bits(64):016x}"
@@ -211,9 +217,10 @@ class Worker(Process):
                     self.rejoin()
 
     def rejoin(self) -> None:
-        """The log does not know these members: whatever runs has no right to."""
-        for task, epoch in list(self.runs):
-            self.stop(task, epoch)
+        """The log does not know these members: whatever runs has no right to, and the leader will say so."""
+        if self._eager:
+            for task, epoch in list(self.runs):
+                self.stop(task, epoch)
         self.join()
 
     def begin(self, start: Start) -> None:
@@ -234,11 +241,8 @@ class Worker(Process):
                 run.advance()
 
     def counts(self) -> dict[str, int]:
-        """Running attempts of every member, idle ones included."""
-        running = dict.fromkeys(self.members, 0)
-        for run in self.runs.values():
-            running[run.start.member] += 1
-        return running
+        """Running attempts of every busy member."""
+        return Counter(run.start.member for run in self.runs.values())
 
     def listed(self) -> list[tuple[str, int]]:
         return list(self.runs)

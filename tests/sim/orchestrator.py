@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import Struct
@@ -14,12 +13,15 @@ from swarmd.core.errors import Conflict, Rejected
 from swarmd.core.events import Assigned, Event, Failure, Submitted
 from swarmd.core.leader import Leader, LeaderSettings
 from swarmd.core.outcomes import outcome_at
-from swarmd.core.state import Attempt, Limits, Place, SwarmState, Task
+from swarmd.core.state import Attempt, Limits, Place, SwarmState
 from swarmd.core.wire import Beat, Heartbeat, Outcome, Receipt, TaskQuery
 from tests.sim.bus import Bus
 from tests.sim.checks import Oracle
 from tests.sim.log import SimLog, Writer
 from tests.sim.world import Process, World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TICK_MS: Final = 40
 LEASE_TTL_MS: Final = 700
@@ -67,6 +69,7 @@ class Orchestrator(Process):
             state = snapshot.decode(world.chance.choice(swarm.snapshots))
         self.leader = Leader(state, self.name, boot, swarm.settings.leader)
         self._writer = Writer(self, swarm.log, "orchestrator", self.name, boot)
+        self._writer.dropped = self.leader.dropped
         self._campaign_at_ms = 0
         self._reading = False
         swarm.log.follow(self, self._read_on)
@@ -182,8 +185,8 @@ class Orchestrator(Process):
                         self._answer(ask, Receipt(event.subject))
                 elif isinstance(event.data, Assigned) and task and event.data.member in leader.state.members:
                     member = leader.state.members[event.data.member]
-                    start = leader._start(_with_attempt(task, event.data), event.data.epoch)
-                    leader.links.send(member, start)
+                    attempt = Attempt(event.data.epoch, event.data.member, dict(task.journal))
+                    leader.links.send(member, leader._start(task, attempt))
 
         return believe
 
@@ -241,40 +244,11 @@ class Orchestrator(Process):
 
     def _outcome_at(self, task_id: str, place: Place, then: Callable[[Outcome], None]) -> None:
         """Read a verdict back from the log, as it is done long after the end."""
+
         def found(records: list[Record]) -> None:
             then(outcome_at(self._swarm.oracle.codec.decode(records[0]), task_id, place))
 
         self._swarm.log.read(self, [place[0]], found)
-
-
-def _with_attempt(task: Task, fact: Assigned) -> Task:
-    """A copy of a task as it would be had the fold accepted `fact`."""
-    copy = msgspec.structs.replace(task)
-    copy.attempts = {fact.epoch: Attempt(fact.epoch, fact.member, dict(task.journal))}
-    return copy
-
-
-def _with_attempt(task: Task, fact: Assigned) -> Task:
-    """A copy of a task as it would be had the fold accepted `fact`."""
-    copy = msgspec.structs.replace(task)
-    copy.attempts = {fact.epoch: Attempt(fact.epoch, fact.member, dict(task.journal))}
-    return copy
-
-
-def _outcome_of(task_id: str, event: Event, place: Place) -> Outcome:
-    """A verdict as its event says it; an event about another subject took this task with it."""
-    fact = event.data
-    if event.subject != task_id:
-        return Outcome(task_id, "dead" if isinstance(fact, MemberLost) else "cancelled", seq=place[0])
-    match fact:
-        case Completed():
-            return Outcome(task_id, "completed", fact.output, seq=place[0])
-        case Failed():
-            return Outcome(task_id, "dead", error=fact.failure, seq=place[0])
-        case Expired():
-            return Outcome(task_id, "expired", seq=place[0])
-        case _:
-            return Outcome(task_id, "cancelled", seq=place[0])
 
 
 def limits(short_memory: bool) -> Limits:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from random import Random  # noqa: TID251 - handed in by the world, never made here
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct, field
+
+if TYPE_CHECKING:
+    from random import Random  # noqa: TID251 - handed in by the world
 
 
 class Script(Struct, omit_defaults=True):

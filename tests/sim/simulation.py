@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from msgspec import Raw
 
 from swarmd.core import commits, snapshot
-from swarmd.core.codec import encode_event, message_id, pack
+from swarmd.core.codec import Packer, message_id
 from swarmd.core.events import TYPES, Completed, Elected, Event, Fact
 from swarmd.core.leader import LeaderSettings
 from tests.sim import script as scripts
@@ -37,7 +39,7 @@ class Simulation:
         self.workers = [Worker(self.swarm, f"work{n}") for n in range(chance.randint(2, 3))]
         self.child = ChildSwarm()
         self.delegates = [Delegate(self.swarm, "kid", self.child)]
-        tasks = chance.randint(8, 24)
+        tasks = chance.randint(8, 30)
         self.clients = [Client(self.swarm, f"client{n}", tasks // 2, self.span_ms) for n in range(2)]
         self.snapshot_at = chance.randint(1, 400)
 
@@ -66,7 +68,7 @@ class Simulation:
             payload = b'{"agent":"%b","input":%b}' % (script.agent.encode(), scripts.encode(script))
             if world.chance.random() < 0.2:
                 payload = world.chance.choice((b"{", b'{"agent":"a b"}', b'{"agent":"work","colour":1}', b"[]"))
-            world.at(world.chance.randint(0, self.span_ms), lambda payload=payload: self.swarm.intake.append(payload))
+            world.at(world.chance.randint(0, self.span_ms), partial(self.swarm.intake.append, payload))
 
     def _plan_faults(self) -> None:
         world, chance, faults = self.world, self.world.chance, self.world.faults
@@ -131,7 +133,9 @@ class Simulation:
         task = chance.choice(tasks)
 
         def event(subject: str, fact: Fact) -> bytes:
-            return pack([encode_event(Event(subject, fact, TYPES[type(fact)]))])
+            packer = Packer()
+            packer.add(Event(subject, fact, TYPES[type(fact)]))
+            return packer.payload()
 
         done = Completed(epoch=chance.randint(1, 3), output=Raw(b'"forged"'))
         subject, payload = chance.choice(
@@ -184,8 +188,12 @@ class Simulation:
 
     def _unfinished(self) -> str:
         state = self.swarm.oracle.state
-        tasks = [f"{t.id} {t.agent} {t.state} epoch {t.epoch} {list(t.attempts)} {t.waits}" for t in state.tasks.values()]
-        wishes = [f"{w.submission.id} {w.accepted} {w.outcome}" for c in self.clients for w in c.wishes if not w.outcome]
+        tasks = [
+            f"{t.id} {t.agent} {t.state} epoch {t.epoch} {list(t.attempts)} {t.waits}" for t in state.tasks.values()
+        ]
+        wishes = [
+            f"{w.submission.id} {w.accepted} {w.outcome}" for c in self.clients for w in c.wishes if not w.outcome
+        ]
         behind = {o.name: (o.alive, o.leader.leading, o.leader.state.seq) for o in self.leaders}
         intake = f"intake {state.intake_seq}/{len(self.swarm.intake)}"
         return f"tasks {tasks}, wishes {wishes}, untold {state.untold}, {intake}, log {state.seq}, {behind}"
@@ -198,6 +206,8 @@ class Simulation:
         for leader in self.leaders:
             if leader.alive and snapshot.encode(leader.leader.state) != truth:
                 raise Violation(f"the fold of {leader.name} differs from the log's")
+            if leader.alive:
+                oracle.check_overlays(leader.leader)
         for task_id in sorted(oracle.accepted):
             if task_id not in oracle.verdicts:
                 raise Violation(f"{task_id} was accepted and never got a verdict")
@@ -218,9 +228,8 @@ def simulate(seed: int, break_: str = "") -> Simulation:
             simulation.run()
         except Violation as violation:
             raise Violation(f"seed {seed}: {violation}\nrepeat with: make sim SEED={seed}") from violation
-        except Exception as error:
-            error.add_note(f"seed {seed}; repeat with: make sim SEED={seed}")
-            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise Violation(f"seed {seed}: {error!r} stopped it\nrepeat with: make sim SEED={seed}") from error
         finally:
             commits.HORIZON, commits.SWEEP_EVERY = horizon  # type: ignore[misc]
     return simulation

@@ -38,6 +38,7 @@ class Faults(Struct):
     garbage: bool = False
     short_horizon: bool = False
     short_memory: bool = False
+    full_log: bool = False
     intake: bool = False
 
     @staticmethod

@@ -1,0 +1,59 @@
+"""The default run of the simulation: three hundred seeds, and every seed that once failed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.sim.simulation import simulate
+
+CHUNK = 20
+SEEDS = 320
+FOUND = [
+    int(line.split()[0])
+    for line in (Path(__file__).parent / "seeds.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+
+
+@pytest.mark.parametrize("first", range(1, SEEDS + 1, CHUNK))
+def test_seeds(first: int) -> None:
+    for seed in range(first, first + CHUNK):
+        simulate(seed)
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_found_seed(seed: int) -> None:
+    simulate(seed)
+
+
+def test_one_seed_is_one_history() -> None:
+    first, second = simulate(17), simulate(17)
+    assert first.world.trace == second.world.trace
+    assert first.swarm.log.records == second.swarm.log.records
+
+
+def test_the_faults_really_strike() -> None:
+    """A simulation in which nothing happens proves nothing: over a few seeds every kind of refusal is seen."""
+    ignored: set[str] = set()
+    takeovers = executions = 0
+    for seed in range(1, 41):
+        simulation = simulate(seed)
+        counters = simulation.swarm.oracle.state.counters
+        ignored.update(counters.ignored)
+        takeovers += simulation.swarm.oracle.state.term > 1
+        executions += simulation.swarm.oracle.executions
+        assert counters.submitted >= 4
+    assert ignored >= {
+        "repeated",
+        "beyond_horizon",
+        "stale_epoch",
+        "wrong_member",
+        "wrong_role",
+        "not_leader",
+        "old_term",
+        "after_verdict",
+    }
+    assert takeovers > 10
+    assert executions > 500
