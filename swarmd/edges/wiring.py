@@ -27,8 +27,8 @@ from swarmd.core.wire import StoreHealth
 from swarmd.ports import Model, Tool
 from swarmd.roles.attempt import AttemptPorts
 from swarmd.roles.child import ChildSwarm
-from swarmd.roles.delegate import Delegate, DelegatePorts
-from swarmd.roles.member import MemberPorts, MemberSettings
+from swarmd.roles.delegate import Delegate, DelegatePorts, DelegateSettings
+from swarmd.roles.member import MemberPorts
 from swarmd.roles.orchestrator import Orchestrator, OrchestratorPorts
 from swarmd.roles.replica import load_state
 from swarmd.roles.worker import NodeOffer, Worker, WorkerSettings
@@ -217,6 +217,7 @@ class DelegateOptions(Struct, frozen=True):
     parent: str
     child: str
     labels: Mapping[str, str] = {}
+    capacity_max: int = 256
     child_nats: NatsSettings | None = None
     drain_ms: int = 5_000
 
@@ -242,7 +243,7 @@ async def run_delegate(
             parent_blobs=NatsBlobs(wire.bus, parent),
             child_blobs=NatsBlobs(inner.bus, child),
         )
-        delegate = Delegate(MemberSettings(parent, child, boot), ports, dict(options.labels))
+        delegate = Delegate(DelegateSettings(parent, child, boot, options.labels, options.capacity_max), ports)
         async with asyncio.TaskGroup() as group:
             running = group.create_task(delegate.run())
             ready()

@@ -23,6 +23,8 @@ from swarmd.roles.child import ChildSwarm
 from swarmd.roles.member import Key, MemberPorts, MemberProcess, MemberSettings, failed
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from swarmd.core.wire import Start
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,13 @@ AGENTS_MAX: Final = 1_000
 _FULL: Final = ("swarm_full", "store_full", "log_full")
 #: Nothing stops a sound attempt from being tried under another id.
 _ANOTHER_ID: Final = ("id_taken", "id_too_old")
+
+
+class DelegateSettings(MemberSettings, frozen=True):
+    """Who the delegate is: its swarm is the parent, its writer bears the child's name."""
+
+    labels: Mapping[str, str] = {}
+    capacity_max: int = CAPACITY_MAX
 
 
 class Offer(Struct, frozen=True):
@@ -61,10 +70,11 @@ class Delegate(MemberProcess):
 
     role = "delegate"
 
-    def __init__(self, settings: MemberSettings, ports: DelegatePorts, labels: dict[str, str] | None = None) -> None:
+    def __init__(self, settings: DelegateSettings, ports: DelegatePorts) -> None:
         super().__init__(settings, ports.parent)
         self._child, self._ports = ports.child, ports
-        self._labels = {**(labels or {}), "swarm": ports.child.name}
+        self._labels = {**settings.labels, "swarm": ports.child.name}
+        self._capacity_max = min(settings.capacity_max, CAPACITY_MAX)
         self._offer, self._announced = Offer(), Offer()
         self._full_looks = 0
         self._silences = 0
@@ -123,7 +133,7 @@ class Delegate(MemberProcess):
         agents = sorted({agent for member in members for agent in member.agents})
         if len(agents) > AGENTS_MAX:
             log.warning("swarm %s has %d agents; the first %d are offered", self._child.name, len(agents), AGENTS_MAX)
-        capacity = min(sum(member.capacity for member in members), CAPACITY_MAX)
+        capacity = min(sum(member.capacity for member in members), self._capacity_max)
         self._offer = Offer(tuple(agents[:AGENTS_MAX]), capacity)
 
     async def leave(self) -> None:
