@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msgspec import Struct, field
 
 if TYPE_CHECKING:
+    from swarmd.core.catalog import FindQuery, FoundTask, TaskRow
     from swarmd.core.codec import Record
     from swarmd.core.turns import ModelReply, ModelRequest, ToolSpec
 
@@ -89,6 +90,43 @@ class MemoryStore(Protocol):
     async def search(self, queries: Sequence[RecallQuery]) -> list[list[Passage]]: ...
 
     async def count(self) -> int: ...
+
+    async def drop(self) -> None:
+        """Delete everything; `open` then starts a new store, to be filled from the log."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Mark(Struct, frozen=True):
+    """How far a projection is: the last sequence it holds, and the message found there."""
+
+    seq: int = 0
+    message_id: str = ""
+
+
+class Catalog(Protocol):
+    """The read model of tasks. One caller writes; what it holds can be dropped and gathered from the log again."""
+
+    async def open(self, source: str) -> Mark:
+        """How far it is with the log `source`; a damaged catalog or one of another log starts empty."""
+        ...
+
+    async def apply(self, rows: Sequence[TaskRow], mark: Mark) -> None:
+        """Store rows and mark together: after a crash either both are there or neither."""
+        ...
+
+    async def find(self, query: FindQuery) -> tuple[list[FoundTask], int]:
+        """Tasks, newest first, and where to go on (0: nowhere). Raises `Rejected("bad_query")`."""
+        ...
+
+    async def task(self, task: str) -> FoundTask | None: ...
+
+    async def size(self) -> tuple[int, int]:
+        """Bytes held and their limit (0: none)."""
+        ...
+
+    async def drop(self) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -194,6 +232,16 @@ class Probe(Protocol):
     def incident(self, what: str) -> None:
         """Something an operator must know."""
         ...
+
+
+class Meter(Protocol):
+    """Named metrics (docs/metrics.md lists them); labels in the order of their definition."""
+
+    def count(self, name: str, *labels: str, by: float = 1) -> None: ...
+
+    def gauge(self, name: str, value: float, *labels: str) -> None: ...
+
+    def observe(self, name: str, value: float, *labels: str) -> None: ...
 
 
 class Snapshots(Protocol):

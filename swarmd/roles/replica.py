@@ -22,9 +22,7 @@ class Rewound(Exception):
     """The stream no longer says what was folded (a restored or truncated broker): fold it anew."""
 
 
-async def load_state(
-    swarm: str, log: Log, snapshots: Snapshots, probe: Probe, upto: int | None = None
-) -> SwarmState:
+async def load_state(swarm: str, log: Log, snapshots: Snapshots, probe: Probe, upto: int | None = None) -> SwarmState:
     """The newest snapshot that agrees with the stream (and is not beyond `upto`), or an empty state."""
     last = await log.last_seq()
     for payload in await snapshots.load():
