@@ -47,8 +47,11 @@ Sink = list[fx.Effect]
 Transition = Callable[[SwarmState, Commit, int, str, Any, Sink], str]
 
 
-def apply(state: SwarmState, commit: Commit | Garbage) -> Sink:
-    """Fold one commit; return the effects of its accepted events, in order."""
+def apply(state: SwarmState, commit: Commit | Garbage, refused: list[int] | None = None) -> Sink:
+    """Fold one commit; return the effects of its accepted events, in order.
+
+    `refused` collects the indexes of events that changed nothing, for readers who tell events on.
+    """
     out: Sink = []
     state.seq = commit.seq
     state.message_id = commit.message_id
@@ -58,6 +61,8 @@ def apply(state: SwarmState, commit: Commit | Garbage) -> Sink:
     why = admit(state, f"{commit.role}/{commit.writer}/{commit.boot}", commit.n, commit.seen, commit.seq)
     if why:
         _ignore(state, why)
+        if refused is not None:
+            refused.extend(range(len(commit.events)))
         return out
     for index, event in enumerate(commit.events):
         if isinstance(event, Garbage):
@@ -65,12 +70,14 @@ def apply(state: SwarmState, commit: Commit | Garbage) -> Sink:
             continue
         fact = event.data
         kind = type(fact)
-        if commit.role not in AUTHORITY[kind]:
-            _ignore(state, "wrong_role")
-            continue
-        why = TRANSITIONS[kind](state, commit, index, event.subject, fact, out)
+        if commit.role in AUTHORITY[kind]:
+            why = TRANSITIONS[kind](state, commit, index, event.subject, fact, out)
+        else:
+            why = "wrong_role"
         if why:
             _ignore(state, why)
+            if refused is not None:
+                refused.append(index)
     return out
 
 
