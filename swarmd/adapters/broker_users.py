@@ -249,13 +249,14 @@ def _observer(swarms: Sequence[str], memories: Sequence[str]) -> Rules:
     for swarm in swarms:
         publish += _follow(subjects.log_stream(swarm))
         publish += _read(subjects.snapshot_stream(swarm), subjects.blob_stream(swarm), subjects.intake_stream(swarm))
+        publish.append(f"$JS.API.STREAM.PURGE.{subjects.blob_stream(swarm)}")  # snapshots that newer ones replaced
     subscribe = _each(swarms, "swarm.{}.find.>", "swarm.{}.beat", "swarm.{}.health.>")
     return [*publish, *_inboxes()], subscribe
 
 
 def _memory(swarms: Sequence[str], memories: Sequence[str]) -> Rules:
-    publish = _each(memories, "memory.{}.log.>", "memory.{}.event.>", "memory.{}.beat")
-    publish += _own(*map(subjects.memory_stream, memories))
+    publish = _each(memories, "memory.{}.log.memory.>", "memory.{}.lease", "memory.{}.event.>", "memory.{}.beat")
+    publish += _own(*map(subjects.memory_stream, memories), *map(subjects.memory_lease_stream, memories))
     return [*publish, "$JS.API.INFO", *_inboxes()], _each(memories, "memory.{}.>")
 
 

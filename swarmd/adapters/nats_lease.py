@@ -27,6 +27,13 @@ class NatsLease:
         self._holder = holder.encode()
         self._seq = 0
 
+    @classmethod
+    def of_memory(cls, bus: NatsBus, memory: str, holder: str) -> NatsLease:
+        """The lease of one memory: which of its nodes serves."""
+        lease = cls(bus, memory, holder)
+        lease._subject, lease._stream = subjects.memory_lease(memory), subjects.memory_lease_stream(memory)
+        return lease
+
     async def acquire(self) -> bool:
         """Take the lease if nobody holds it. Raises `Fault` when the broker does not answer."""
         return await self._write(0)

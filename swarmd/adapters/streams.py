@@ -51,6 +51,12 @@ def memory_stream(memory: str, bytes_max: int, replicas: int = 1) -> dict[str, A
     return _stream(subjects.memory_stream(memory), subject, bytes_max, replicas) | {"deny_delete": True}
 
 
+def memory_streams(memory: str, bytes_max: int, replicas: int = 1) -> list[dict[str, Any]]:
+    """The configurations of a memory's streams: its log and the lease of the node that serves it."""
+    lease = _stream(subjects.memory_lease_stream(memory), subjects.memory_lease(memory), 1024**2, replicas)
+    return [memory_stream(memory, bytes_max, replicas), lease | {"max_msgs_per_subject": 1, "allow_msg_ttl": True}]
+
+
 def _stream(name: str, subject: str, bytes_max: int, replicas: int) -> dict[str, Any]:
     return {
         "name": name,

@@ -97,3 +97,16 @@ class RecallReply(Struct, omit_defaults=True):
     passages: list[RecalledPassage] = field(default_factory=list)
     seq: int = 0
     error: Failure | UnsetType = UNSET
+
+
+class MemoryStats(Struct, omit_defaults=True):
+    """A memory at log sequence `seq`, its store at `applied`; `trouble` says why there is no store to ask."""
+
+    memory: str
+    seq: int
+    applied: int
+    memories: int
+    dropped: int = 0
+    ignored: dict[str, int] = field(default_factory=dict)
+    garbage: int = 0
+    trouble: str = ""

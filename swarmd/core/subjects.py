@@ -81,3 +81,11 @@ def memory_log(memory: str, role: str, writer: str) -> str:
 
 def memory_verb(memory: str, verb: str) -> str:
     return f"memory.{memory}.{verb}"
+
+
+def memory_lease(memory: str) -> str:
+    return f"memory.{memory}.lease"
+
+
+def memory_lease_stream(memory: str) -> str:
+    return f"MEMLEASE_{memory}"

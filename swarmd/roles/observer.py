@@ -43,6 +43,7 @@ LOOK_MS: Final = 1_000
 ASKED_MAX: Final = 256
 #: How long `find.task` waits for the catalog to reach the log's end before it says that it does not know a task.
 CATCH_UP_MS: Final = 2_000
+DRAIN_S: Final = 5.0
 REPLY_BYTES_MAX: Final = 768 * 1024
 
 _TOKEN: Final = re.compile(TASK_ID_PATTERN)
@@ -144,8 +145,12 @@ class Observer:
             await finds.close()
 
     async def drain(self) -> None:
-        """Bring the catalog up to the fold; call it before cancelling `run`."""
-        await self._flush()
+        """Bring the catalog up to the fold, if it lets us; call it before cancelling `run`."""
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                await self._flush()
+        except TimeoutError:
+            self._ports.probe.incident("the catalog took too long: the log holds what it lacks")
 
     async def reconnected(self) -> None:
         """The broker came back: the log must still be the one that was folded."""

@@ -1,0 +1,212 @@
+"""Wiring of the roles that follow a log and serve what they made of it: observers and memory nodes.
+
+When a role finds that the log is another than it has folded (a restored broker), it is built anew here and
+starts from what the log says now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct
+
+from swarmd.adapters.catalog import SqliteCatalog
+from swarmd.adapters.hash_embedder import HashEmbedder
+from swarmd.adapters.milvus_server import MilvusServer
+from swarmd.adapters.milvus_store import MilvusStore, collection_for
+from swarmd.adapters.nats_lease import NatsLease
+from swarmd.adapters.probe import TelemetryProbe
+from swarmd.adapters.snapshots import NatsSnapshots
+from swarmd.adapters.streams import ensure_stream, memory_streams, stream_state
+from swarmd.core import subjects
+from swarmd.core.errors import Fault
+from swarmd.edges.wiring import CLOCK, ENTROPY, Wire, connected, new_boot
+from swarmd.roles.memory import MemoryNode, MemoryPorts
+from swarmd.roles.observer import Observer, ObserverPorts, ObserverSettings, load
+from swarmd.roles.replica import Rewound
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from swarmd.adapters.nats_connect import NatsSettings
+    from swarmd.adapters.telemetry import Telemetry
+    from swarmd.ports import Embedder, MemoryStore
+
+log = logging.getLogger(__name__)
+
+MEMORY_BYTES_MAX = 4 * 1024**3
+CATALOG_BYTES_MAX = 4 * 1024**3
+
+
+class _Role(Protocol):
+    """A shell that runs until cancelled."""
+
+    async def run(self) -> None: ...
+
+    async def drain(self) -> None: ...
+
+    async def reconnected(self) -> None: ...
+
+
+async def _run_until_stopped(wire: Wire, role: _Role, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+    """Run one role until `stop`; raises what ends it, `Rewound` unwrapped."""
+    rewound: list[BaseException] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(role.run())
+            watching = group.create_task(_watch_reconnects(wire, role.reconnected))
+            ready()
+            await stop.wait()
+            await role.drain()
+            running.cancel()
+            watching.cancel()
+    except* Rewound as group_of:
+        rewound.extend(group_of.exceptions)
+    if rewound:
+        raise Rewound(str(_first(rewound[0])))
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+async def _watch_reconnects(wire: Wire, act: Callable[[], Awaitable[Any]]) -> None:
+    while True:
+        await wire.reconnects.wait()
+        wire.reconnects.clear()
+        try:
+            await act()
+        except Fault:  # the broker went away again: its next return asks again
+            wire.reconnects.set()
+            await CLOCK.sleep(200)
+
+
+class ObserverOptions(Struct, frozen=True):
+    """One observer process; its catalog is the file `catalog_path`."""
+
+    swarm: str
+    name: str
+    catalog_path: Path
+    catalog_bytes_max: int = CATALOG_BYTES_MAX
+    feed: bool = False
+    snapshot_commits: int = 10_000
+    snapshot_ms: int = 60_000
+
+
+async def run_observer(
+    nats: NatsSettings, options: ObserverOptions, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]
+) -> None:
+    """Run one observer until `stop` is set; `ready` is called whenever it has begun to follow its log."""
+    swarm = options.swarm
+    settings = ObserverSettings(swarm, options.name, options.feed, options.snapshot_commits, options.snapshot_ms)
+    catalog = SqliteCatalog(options.catalog_path, options.catalog_bytes_max)
+    async with connected(nats, f"observer-{options.name}") as wire:
+        ports = ObserverPorts(
+            log=wire.log(subjects.log_stream(swarm)),
+            bus=wire.bus,
+            snapshots=NatsSnapshots(wire.bus, swarm),
+            catalog=catalog,
+            clock=CLOCK,
+            probe=TelemetryProbe(telemetry),
+            meter=telemetry,
+        )
+        try:
+            while not stop.is_set():
+                created = (await stream_state(wire.bus, subjects.log_stream(swarm)))["created"]
+                state, mark = await load(swarm, f"{swarm} {created}", ports)
+                try:
+                    await _run_until_stopped(wire, Observer(state, mark, settings, ports), stop, ready)
+                except Rewound as error:
+                    log.error("%s: the observer starts anew", error)
+                    await catalog.drop()
+        finally:
+            await catalog.close()
+
+
+class MemoryOptions(Struct, frozen=True):
+    """One memory node. Without `milvus_uri` it runs Milvus Lite as a child, with its files under `data_dir`.
+
+    `rebuild` drops what the store holds and fills it from the log, as after a change of the embedder.
+    """
+
+    memory: str
+    name: str
+    data_dir: Path
+    milvus_uri: str = ""
+    milvus_token: str = ""
+    log_bytes_max: int = MEMORY_BYTES_MAX
+    replicas: int = 1
+    dimension: int = 1024
+    rebuild: bool = False
+
+
+async def run_memory(
+    nats: NatsSettings, options: MemoryOptions, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]
+) -> None:
+    """Run one memory node until `stop` is set; `ready` is called whenever it has begun to follow its log."""
+    memory = options.memory
+    async with connected(nats, f"memory-{options.name}") as wire:
+        for config in memory_streams(memory, options.log_bytes_max, options.replicas):
+            await ensure_stream(wire.bus, config)
+        async with _milvus(options) as uri:
+            while not stop.is_set():
+                created = (await stream_state(wire.bus, subjects.memory_stream(memory)))["created"]
+                # A stream made anew counts from 1 again: rows of the former one must never be taken for its own.
+                collection = f"{collection_for(memory)}_{''.join(filter(str.isdigit, created))[:20]}"
+                embedder: Embedder = HashEmbedder(options.dimension)
+                store = MilvusStore(uri, collection, embedder, token=options.milvus_token)
+                if options.rebuild:
+                    await store.drop()
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        tending = group.create_task(store.tend())
+                        await serve_memory(wire, options, store, telemetry, (stop, ready))
+                        tending.cancel()
+                except* Rewound as error:
+                    log.error("%s: the memory node starts anew", _first(error))
+                    await store.drop()
+
+
+async def serve_memory(
+    wire: Wire,
+    options: MemoryOptions,
+    store: MemoryStore,
+    telemetry: Telemetry,
+    life: tuple[asyncio.Event, Callable[[], None]],
+) -> None:
+    """One memory node over any store, until stopped."""
+    boot = new_boot()
+    ports = MemoryPorts(
+        log=wire.log(subjects.memory_stream(options.memory)),
+        bus=wire.bus,
+        lease=NatsLease.of_memory(wire.bus, options.memory, f"{options.name} {boot}"),
+        store=store,
+        clock=CLOCK,
+        entropy=ENTROPY,
+        probe=TelemetryProbe(telemetry),
+        meter=telemetry,
+    )
+    await _run_until_stopped(wire, MemoryNode(options.memory, options.name, boot, ports), *life)
+
+
+@asynccontextmanager
+async def _milvus(options: MemoryOptions) -> AsyncIterator[str]:
+    """The address of a Milvus: the given one, or that of a child which is restarted when it dies."""
+    if options.milvus_uri:
+        yield options.milvus_uri
+        return
+    server = MilvusServer(options.data_dir)
+    await server.start()
+    try:
+        async with asyncio.TaskGroup() as group:
+            supervising = group.create_task(server.supervise())
+            try:
+                yield server.uri
+            finally:
+                supervising.cancel()
+    finally:
+        await server.stop()
