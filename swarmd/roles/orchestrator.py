@@ -326,7 +326,7 @@ class Orchestrator:
             except (Rejected, Conflict) as error:
                 if error.code.startswith(("bad_", "too_")):
                     self.leader.refuse(task_id if submission.id else self._mint(now), error)
-                known = Receipt(submission.id, Failure(error.code, error.message))
+                known = Receipt(error=Failure(error.code, error.message))
             if known is not None:
                 self._fill(batch, place, known)
 
