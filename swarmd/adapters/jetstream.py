@@ -193,7 +193,10 @@ class JetStreamLog:
                 await tail.close()
 
     async def _check_held(self, seq: int) -> None:
-        first = int((await stream_state(self._bus, self._stream))["first_seq"])
+        try:
+            first = int((await stream_state(self._bus, self._stream))["first_seq"])
+        except Fault:
+            return  # the broker is away: the next consumer is asked instead
         if first > seq:
             raise Fault("gap", f"stream {self._stream} starts at {first}, sequence {seq} was purged")
 

@@ -6,6 +6,7 @@ handler must return at once. Must not know what the payloads mean.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,11 @@ class NatsBus:
 
     def __init__(self, client: Client) -> None:
         self.client = client
+        self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def watch(self) -> None:
+        """Raise what a handler raised. On the read loop it would leave a connection that looks alive and is deaf."""
+        await asyncio.shield(self._bug)
 
     @property
     def connected(self) -> bool:
@@ -105,7 +111,14 @@ class NatsBus:
             subscription = await self.client.subscribe(subject, queue=queue, pending_bytes_limit=0)
         except (errors.ConnectionClosedError, errors.ConnectionDrainingError) as error:
             raise Fault("disconnected", f"the broker cannot be reached: {type(error).__name__}") from None
-        subscription._pending_queue = _Direct(handler)  # type: ignore[assignment]
+        def guarded(message: Msg) -> None:
+            try:
+                handler(message)
+            except Exception as error:  # a bug of ours: whoever watches this bus stops its role
+                if not self._bug.done():
+                    self._bug.set_exception(error)
+
+        subscription._pending_queue = _Direct(guarded)  # type: ignore[assignment]
         return BusSubscription(subscription)
 
     def inbox(self) -> str:

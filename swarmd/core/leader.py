@@ -83,6 +83,7 @@ class Leader:
         self._queue = Queue()
         self._events: list[Event] = []
         self._proposed: dict[str, tuple[str, list[Ask]]] = {}
+        self._fresh: dict[str, Submitted] = {}
         self._placing: dict[str, tuple[str, int]] = {}
         self._taken: dict[str, int] = {}
         self._waiters: dict[str, list[Ask]] = {}
@@ -121,7 +122,8 @@ class Leader:
         task = effect.task
         if task.deadline_at_ms and task.epoch == 0:
             self._timer(task.deadline_at_ms, "deadline", task.id, 0)
-        self._queue.push(task)
+        if task.id not in self._placing:
+            self._queue.push(task)
 
     def _started(self, effect: fx.Started, now_ms: int) -> None:
         task, attempt = effect.task, effect.attempt
@@ -179,6 +181,7 @@ class Leader:
     def _settle_submitted(self, event: Event, fact: Submitted) -> None:
         """Answer who asked. A raw submission has nobody to ask again: it becomes a task or a refusal."""
         proposed = self._proposed.pop(event.subject, None)
+        self._fresh.pop(event.subject, None)
         for ask in proposed[1] if proposed else ():
             self.answers.append((ask, self._receipt(event.subject, fact.digest)))
         if not fact.intake_seq or fact.intake_seq in self._intake_folded:
@@ -247,7 +250,7 @@ class Leader:
             self.answers.extend((ask, Receipt(error=again)) for ask in asks)
         for task_id, asks in self._waiters.items():
             self.answers.extend((ask, Outcome(task_id, "queued", error=again, final=False)) for ask in asks)
-        self._proposed, self._waiters, self._placing, self._taken = {}, {}, {}, {}
+        self._proposed, self._fresh, self._waiters, self._placing, self._taken = {}, {}, {}, {}, {}
         self._queue, self._events, self._timers, self._again = Queue(), [], [], []
         self.outcomes, self.owed = {}, []
 
@@ -297,6 +300,8 @@ class Leader:
         self._proposed[task_id] = (content, [] if ask is None else [ask])
         fact = commands.to_fact(submission, content, self.state.term, now_ms, packed)
         self._events.append(Event(task_id, fact))
+        self._fresh[task_id] = fact
+        self._queue.push_proposed(task_id, fact)
         return None
 
     def _is_new(self, task_id: str, content: str, ask: Ask, now_ms: int) -> bool:
@@ -551,6 +556,8 @@ class Leader:
                 self._settle_overlay(event, [])
             elif isinstance(fact, Submitted) and not fact.intake_seq:
                 _, asks = self._proposed.pop(event.subject, ("", []))
+                self._fresh.pop(event.subject, None)
+                self._queue.discard(event.subject)
                 failure = Failure(error.code, error.message)
                 self.answers.extend((ask, Receipt(error=failure)) for ask in asks)
             elif isinstance(fact, Submitted) and error.code == "too_large":
@@ -563,27 +570,38 @@ class Leader:
                 self._rearm(event)
 
     def _place(self) -> None:
+        """Give waiting tasks to free slots, submissions of this very commit included.
+
+        Those are placed on the strength of an event that stands before theirs; if the fold refuses it, it
+        refuses the placement too.
+        """
         if not len(self._queue):
             return
-        state, term = self.state, self.state.term
+        state, taken = self.state, self._taken
         members = [m for m in state.members.values() if m.capacity and self.links.reachable(m)]
-        free = {m.id: m.capacity - len(m.running) - self._taken.get(m.id, 0) for m in members}
+        free = {m.id: m.capacity - len(m.running) - taken.get(m.id, 0) for m in members}
         for task_id, member in self._queue.place(members, free, self.settings.placements_max):
-            task = state.tasks[task_id]
-            self._placing[task_id] = (member.id, task.epoch + 1)
-            self._taken[member.id] = self._taken.get(member.id, 0) + 1
-            self._events.append(
-                Event(
-                    task_id,
-                    Assigned(
-                        term=term,
-                        epoch=task.epoch + 1,
-                        member=member.id,
-                        granted_tokens=_left(task.budget.tokens, task.spent_tokens),
-                        granted_steps=_left(task.budget.steps, task.spent_steps),
-                    ),
-                )
-            )
+            fact = self._assignment(task_id, member.id)
+            if fact is None or task_id in self._placing:
+                continue  # gone, or an earlier placement is still on its way: it waits again after that
+            self._placing[task_id] = (member.id, fact.epoch)
+            taken[member.id] = taken.get(member.id, 0) + 1
+            self._events.append(Event(task_id, fact))
+
+    def _assignment(self, task_id: str, member: str) -> Assigned | None:
+        task = self.state.tasks.get(task_id)
+        if task is not None:
+            fact = Assigned(term=self.state.term, epoch=task.epoch + 1, member=member)
+            budget, tokens, steps = task.budget, task.spent_tokens, task.spent_steps
+        elif task_id in self._fresh:
+            fact = Assigned(term=self.state.term, epoch=1, member=member)
+            budget, tokens, steps = self._fresh[task_id].budget, 0, 0
+        else:
+            return None
+        if budget.tokens or budget.steps:
+            fact.granted_tokens = _left(budget.tokens, tokens)
+            fact.granted_steps = _left(budget.steps, steps)
+        return fact
 
     def waiting(self) -> dict[str, int]:
         """How many tasks wait for each agent."""

@@ -27,9 +27,11 @@ class Sender:
         """What is queued as one numbered batch, or None; what does not fit is left for the next call."""
         if not self.items:
             return None
-        size, count = _weight(self.items[0]), 1
-        while count < len(self.items) and size + _weight(self.items[count]) <= BATCH_BYTES_MAX:
-            size += _weight(self.items[count])
+        size = count = 0
+        for item in self.items:
+            size += _weight(item)
+            if size > BATCH_BYTES_MAX and count:
+                break
             count += 1
         self._n += 1
         dispatch = Dispatch(self._term, self._n, seq, self.items[:count])

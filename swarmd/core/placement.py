@@ -9,15 +9,17 @@ loaded member that offers its agent and carries the labels it requires. (Central
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from swarmd.core.events import Submitted
     from swarmd.core.state import Member, Task
 
 LaneKey = tuple[str, tuple[tuple[str, str], ...]]
 _Entry = tuple[int, int, int, str]
+_AFTER_ALL: Final = 1 << 62  #: later than any sequence
 
 
 class Lane:
@@ -39,21 +41,31 @@ class Queue:
 
     def __init__(self) -> None:
         self._lanes: dict[LaneKey, Lane] = {}
-        self._waiting: dict[str, LaneKey] = {}
+        self._waiting: dict[str, tuple[LaneKey, _Entry]] = {}
+        self._count = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def push(self, task: Task) -> None:
-        if task.id in self._waiting:
+        """A queued task waits for a slot."""
+        self._push(task.id, task.agent, task.requires, (-task.priority, *task.submitted, task.id))
+
+    def push_proposed(self, task_id: str, fact: Submitted) -> None:
+        """A submission that is not folded yet waits too, behind all folded ones of its priority."""
+        self._count += 1
+        self._push(task_id, fact.agent, fact.requires, (-fact.priority, _AFTER_ALL, self._count, task_id))
+
+    def _push(self, task_id: str, agent: str, requires: Mapping[str, str], entry: _Entry) -> None:
+        known = self._waiting.get(task_id)
+        if known is not None and known[1][1] != _AFTER_ALL:
             return
-        key = (task.agent, tuple(sorted(task.requires.items())) if task.requires else ())
+        key = (agent, tuple(sorted(requires.items())) if requires else ())
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(key)
-        self._waiting[task.id] = key
-        seq, index = task.submitted
-        heapq.heappush(lane.heap, (-task.priority, seq, index, task.id))
+        self._waiting[task_id] = (key, entry)
+        heapq.heappush(lane.heap, entry)
 
     def discard(self, task_id: str) -> None:
         """The task no longer waits; its heap entry is skipped when it surfaces."""
@@ -62,7 +74,7 @@ class Queue:
     def waiting(self) -> dict[str, int]:
         """How many tasks wait for each agent."""
         counts: dict[str, int] = {}
-        for agent, _ in self._waiting.values():
+        for (agent, _), _entry in self._waiting.values():
             counts[agent] = counts.get(agent, 0) + 1
         return counts
 
@@ -102,8 +114,10 @@ class Queue:
 
     def _head(self, lane: Lane) -> _Entry | None:
         while lane.heap:
-            if self._waiting.get(lane.heap[0][3]) == (lane.agent, lane.requires):
-                return lane.heap[0]
+            entry = lane.heap[0]
+            known = self._waiting.get(entry[3])
+            if known is not None and known[1] is entry:
+                return entry
             heapq.heappop(lane.heap)
         return None
 

@@ -123,11 +123,12 @@ async def run_orchestrator(
         async with asyncio.TaskGroup() as group:
             running = group.create_task(role.run())
             watching = group.create_task(_on_reconnect(wire, role.reconnected))
+            guarding = group.create_task(wire.bus.watch())
             ready()
             await stop.wait()
             await role.drain()
-            running.cancel()
-            watching.cancel()
+            for task in (running, watching, guarding):
+                task.cancel()
 
 
 async def _on_reconnect(wire: Wire, act: Callable[[], Any]) -> None:
@@ -205,10 +206,12 @@ async def run_worker(
         worker = Worker(settings, nodes, ports, heart.bus)
         async with asyncio.TaskGroup() as group:
             running = group.create_task(worker.run())
+            guarding = group.create_task(wire.bus.watch())
             ready()
             await stop.wait()
             await worker.drain(options.drain_ms)
-            running.cancel()
+            for task in (running, guarding):
+                task.cancel()
 
 
 class DelegateOptions(Struct, frozen=True):
