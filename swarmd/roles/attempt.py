@@ -25,6 +25,7 @@ from swarmd.core.outcomes import outcome_at
 from swarmd.core.turns import ModelReply, ModelRequest, Turn
 from swarmd.ports import Blobs, Bus, Clock, Log, Model, Tool
 from swarmd.roles.writer import LogWriter
+from swarmd.tool_calls import ToolOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ class AttemptPorts(Struct, frozen=True):
     writer: LogWriter
     models: Callable[[str], Model]
     tools: Callable[[str], Tool]
-    run_tool: Callable[[Tool, dict[str, Any]], Awaitable[tuple[str, str]]]
+    run_tool: Callable[[Tool, dict[str, Any]], Awaitable[ToolOutcome]]
     memory: str = "shared"
 
 
@@ -207,8 +208,8 @@ class Context:
         tool = self._ports.tools(name)
 
         async def act() -> Any:
-            text, error = await self._ports.run_tool(tool, dict(arguments))
-            return f"error: {error}" if error else text
+            outcome = await self._ports.run_tool(tool, dict(arguments))
+            return f"error: {outcome.error}" if outcome.error else outcome.text
 
         return str(await self._journaled(self._key(key or f"tool:{name}"), "tool", act))
 
