@@ -25,6 +25,7 @@ UPCASTS: Final[dict[str, Upcast]] = {}
 
 #: How deep the JSON of a commit may be nested.
 DEPTH_MAX: Final = 128
+_DATA_DEPTH_MAX: Final = DEPTH_MAX - 2  #: data lies within an event within a batch
 TOO_DEEP: Final = f"no commit: its JSON is nested deeper than {DEPTH_MAX}"
 
 _encoder: Final = msgspec.json.Encoder()
@@ -66,7 +67,7 @@ class Commit(Struct):
     events: list[Event | Garbage]
 
 
-class _Envelope(Struct):
+class _AnyEnvelope(Struct):
     """What a reader needs of an envelope; the rest of it is information."""
 
     type: str
@@ -76,6 +77,12 @@ class _Envelope(Struct):
     source: str = ""
     time: str = ""
     traceparent: str = ""
+
+
+class _Envelope(_AnyEnvelope, forbid_unknown_fields=True):
+    """An envelope with nothing in it that could be nested but `data`: what our own writers make."""
+
+    specversion: str = ""
 
 
 def encode_event(event: Event) -> bytes:
@@ -145,6 +152,8 @@ class Codec:
             envelopes = self._envelopes.decode(record.payload)
             events: list[Event | Garbage] = []
             for envelope in envelopes:
+                if len(envelope.data) > 2 * _DATA_DEPTH_MAX and too_deep(bytes(envelope.data), _DATA_DEPTH_MAX):
+                    return self._garbage(record, TOO_DEEP)
                 decode = self._decoders.get(envelope.type)
                 if decode is None:
                     events.append(self._lift(record.seq, len(events), envelope))
@@ -168,8 +177,6 @@ class Codec:
             events = self._one_by_one(record)
             if not events:
                 return self._garbage(record, "no commit: the payload is not a CloudEvents JSON batch")
-        if too_deep(record.payload, flat=2 * len(events)):
-            return self._garbage(record, TOO_DEEP)
         role, writer = origin
         return Commit(record.seq, role, writer, boot, int(number), record.seen, record.message_id, events)
 
@@ -186,14 +193,14 @@ class Codec:
         events: list[Event | Garbage] = []
         for index, part in enumerate(parts):
             try:
-                envelope = msgspec.json.decode(part, type=_Envelope)
+                envelope = msgspec.json.decode(part, type=_AnyEnvelope)
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 events.append(Garbage(record.seq, index, f"no CloudEvent: {error}"))
                 continue
             events.append(self._lift(record.seq, index, envelope))
         return events
 
-    def _lift(self, seq: int, index: int, envelope: _Envelope) -> Event | Garbage:
+    def _lift(self, seq: int, index: int, envelope: _AnyEnvelope) -> Event | Garbage:
         """Decode one event of any version."""
         name, data = envelope.type, bytes(envelope.data)
         try:
@@ -211,12 +218,12 @@ class Codec:
         return Garbage(seq, index, f"upcasts of {envelope.type!r} never end")
 
 
-def too_deep(payload: bytes, limit: int = DEPTH_MAX, flat: int = 0) -> bool:
-    """Whether JSON is nested deeper than `limit`; `flat` pairs of brackets are known to add little.
+def too_deep(payload: bytes, limit: int = DEPTH_MAX) -> bool:
+    """Whether JSON is nested deeper than `limit`.
 
     A reader that ran out of stack would read the log otherwise than its peers, so the limit is a fixed one.
     """
-    if payload.count(b"[") + payload.count(b"{") - flat <= limit:
+    if payload.count(b"[") + payload.count(b"{") <= limit:
         return False
     brackets = _STRINGS.sub(b"", payload).translate(_ROUND, _NO_BRACKETS)
     for _ in range(limit):
