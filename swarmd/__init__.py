@@ -1,0 +1,54 @@
+"""swarmd: swarms of agents on one event log. Importing it does nothing; each name below is loaded when it is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swarmd.core.wire import Submission
+    from swarmd.edges.client import Client, Handle, TaskFailed
+    from swarmd.roles.attempt import AgentFailed, ChildFailed, Context
+    from swarmd.sdk import Agent, agent
+
+    __version__: str
+
+__all__ = [
+    "Agent",
+    "AgentFailed",
+    "ChildFailed",
+    "Client",
+    "Context",
+    "Handle",
+    "Submission",
+    "TaskFailed",
+    "__version__",
+    "agent",
+]
+
+_HOMES = {
+    "Agent": "swarmd.sdk",
+    "AgentFailed": "swarmd.roles.attempt",
+    "ChildFailed": "swarmd.roles.attempt",
+    "Client": "swarmd.edges.client",
+    "Context": "swarmd.roles.attempt",
+    "Handle": "swarmd.edges.client",
+    "Submission": "swarmd.core.wire",
+    "TaskFailed": "swarmd.edges.client",
+    "agent": "swarmd.sdk",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("swarmd")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'swarmd' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

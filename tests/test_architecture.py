@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "swarmd"
 
 # Modules on the top level are leaves: pure computation on text and data that both agents and adapters use.
-LEAVES = {file.stem for file in PACKAGE.glob("*.py")} - {"__init__", "__main__", "ports", "config", "sdk"}
+LEAVES = {file.stem for file in PACKAGE.glob("*.py")} - {"__init__", "__main__", "ports", "config", "sdk", "agents"}
 
 # What each layer may import of swarmd.
 ALLOWED: dict[str, set[str]] = {
@@ -27,6 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "leaf": {"core", "ports", "leaf"},
     "adapters": {"core", "ports", "config", "leaf", "adapters"},
     "sdk": {"core", "ports", "config", "leaf"},
+    "agents": {"core", "ports", "leaf", "sdk", "roles", "agents"},
+    "demo_agents": {"core", "ports", "leaf", "sdk", "roles", "demo_agents"},
     "roles": {"core", "ports", "config", "leaf", "sdk", "roles"},
     "edges": {"core", "ports", "config", "leaf", "adapters", "roles", "sdk", "edges"},
     "__main__": {"edges"},

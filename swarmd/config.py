@@ -1,0 +1,324 @@
+"""The settings of swarmd: what `swarm.toml`, the environment and flags may say, as frozen structs.
+
+Job: from the text of a file and a mapping of variables make one `Settings`, or say which key is wrong and which one
+was meant. Precedence: flags, environment (`SWARMD_<SECTION>_<KEY>`), file, defaults. Invariants: a secret is named
+(by a variable or a file), never held; nothing is read from disk or environment here, the edges hand it in.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import typing
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec import Struct, field
+
+from swarmd.core.agent import AgentSpec
+from swarmd.core.errors import Rejected
+from swarmd.core.ids import NAME_PATTERN, check_name
+
+ENV_PREFIX: Final = "SWARMD_"
+DEFAULT_SWARM: Final = "main"
+#: Settings as nested mappings, by section and key: what a flag or a variable overrides.
+Overrides = Mapping[str, Mapping[str, Any]]
+
+Port = typing.Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Positive = typing.Annotated[int, msgspec.Meta(ge=1)]
+Natural = typing.Annotated[int, msgspec.Meta(ge=0)]
+Name = typing.Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+
+
+class NatsTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """The broker. Without `url`, `swarmd up` starts one of its own and every other command asks 127.0.0.1:4222."""
+
+    url: str = ""
+    user: str = ""
+    password_env: str = "SWARMD_NATS_PASSWORD"
+    password_file: str = ""
+    user_file: str = ""
+    credentials_file: str = ""
+    nkey_seed_file: str = ""
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_hostname: str = ""
+    tls_first: bool = False
+    replies_prefixed: bool | None = None
+
+
+class BrokerTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """The broker that `swarmd up` starts; `port` 0 takes any free one. `sync_always` survives a power failure."""
+
+    host: str = "127.0.0.1"
+    port: Port = 4222
+    sync_always: bool = True
+
+
+class DataTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where `swarmd up` keeps everything; "" is $XDG_DATA_HOME/swarmd, or ~/.local/share/swarmd."""
+
+    dir: str = ""
+
+
+class LogTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """How log lines look, on stderr."""
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class MetricsTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where `swarmd up` answers /metrics, /livez and /readyz; `port` 0 takes any free one."""
+
+    host: str = "127.0.0.1"
+    port: Port = 9464
+
+
+class ModelTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """The default model, `provider:model`, and how it is reached."""
+
+    name: str = "offline:extractive"
+    base_url: str = ""
+    api_key_env: str = "OPENAI_API_KEY"
+    api_key_file: str = ""
+    timeout_ms: Positive = 60_000
+
+
+class ToolsTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the built-in tools may touch: directories to read, and `host:port` exceptions to the address guard."""
+
+    roots: tuple[str, ...] = ()
+    allow_hosts: tuple[str, ...] = ()
+
+
+class MemoryTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """The shared memory; `uri` names a Milvus server of one's own, "" embeds Milvus Lite."""
+
+    name: Name = "shared"
+    enabled: bool = True
+    uri: str = ""
+    log_bytes_max: Positive = 4 * 1024**3
+
+
+class LimitsTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of each swarm. A store is warned about at 80 %; when it is full, new work is refused."""
+
+    live_tasks_max: Positive = 1_000_000
+    remembered_max: Positive = 250_000
+    dead_max: Positive = 10_000
+    losses_max: Positive = 10
+    log_bytes_max: Positive = 8 * 1024**3
+    intake_bytes_max: Positive = 256 * 1024**2
+    blob_bytes_max: Positive = 8 * 1024**3
+    catalog_bytes_max: Positive = 4 * 1024**3
+    replicas: typing.Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
+
+
+class SwarmTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """One swarm: `workers` processes of `nodes` worker nodes with `capacity` slots each."""
+
+    workers: Natural = 1
+    nodes: Positive = 2
+    capacity: Positive = 16
+    agents: tuple[str, ...] = ("swarmd.agents",)
+    labels: dict[str, str] = field(default_factory=dict)
+    orchestrators: typing.Annotated[int, msgspec.Meta(ge=1, le=2)] = 1
+    drain_ms: Natural = 20_000
+
+
+class HiveTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """A swarm whose members are swarms: `swarms` are its children, `workers` and `agents` are its own."""
+
+    name: Name = "hive"
+    swarms: tuple[str, ...] = ()
+    workers: Natural = 1
+    nodes: Positive = 1
+    capacity: Positive = 64
+    agents: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+    orchestrators: typing.Annotated[int, msgspec.Meta(ge=1, le=2)] = 1
+    drain_ms: Natural = 20_000
+    child_capacity: Positive = 256
+
+
+class AgentTable(AgentSpec, frozen=True, forbid_unknown_fields=True):
+    """A declared LLM agent; `swarms` limits it to some swarms, empty offers it in all."""
+
+    swarms: tuple[str, ...] = ()
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that can be set. `swarm` maps names to swarms; without any there is one, `main`."""
+
+    nats: NatsTable = NatsTable()
+    broker: BrokerTable = BrokerTable()
+    data: DataTable = DataTable()
+    log: LogTable = LogTable()
+    metrics: MetricsTable = MetricsTable()
+    model: ModelTable = ModelTable()
+    tools: ToolsTable = ToolsTable()
+    memory: MemoryTable = MemoryTable()
+    limits: LimitsTable = LimitsTable()
+    swarm: dict[str, SwarmTable] = field(default_factory=dict)
+    hive: HiveTable | None = None
+    agent: tuple[AgentTable, ...] = ()
+
+    @property
+    def swarms(self) -> dict[str, SwarmTable]:
+        """The swarms that `up` hosts, without the hive."""
+        return self.swarm or {DEFAULT_SWARM: SwarmTable()}
+
+    def crew(self, swarm: str) -> SwarmTable | HiveTable:
+        """What hosts the agents of `swarm`, the hive's own included; defaults for a swarm that is not declared."""
+        if self.hive is not None and swarm == self.hive.name:
+            return self.hive
+        return self.swarms.get(swarm, SwarmTable())
+
+    def declared(self, swarm: str) -> list[AgentTable]:
+        """The declared LLM agents of `swarm`."""
+        return [agent for agent in self.agent if not agent.swarms or swarm in agent.swarms]
+
+
+#: The sections of plain keys, which variables and flags can override.
+SECTIONS: Final[dict[str, type[Struct]]] = {
+    "nats": NatsTable,
+    "broker": BrokerTable,
+    "data": DataTable,
+    "log": LogTable,
+    "metrics": MetricsTable,
+    "model": ModelTable,
+    "tools": ToolsTable,
+    "memory": MemoryTable,
+    "limits": LimitsTable,
+}
+
+
+def load(text: str, environ: Mapping[str, str], flags: Overrides | None = None, *, source: str = "") -> Settings:
+    """Settings from a file's text (TOML or a JSON object, "" for none), the environment and flags.
+
+    Raises `Rejected("bad_config" | "unknown_setting" | "bad_name")`, naming `source`, the key and what it may be.
+    """
+    where = source or "the configuration"
+    tree = _parse(text, where)
+    _refuse_unknown(tree, Settings, "", where)
+    named = {tree.get("nats", {}).get("password_env", ""), tree.get("model", {}).get("api_key_env", "")}
+    for layer in (from_environment(environ, ignored=frozenset(named)), flags or {}):
+        for section, keys in layer.items():
+            tree[section] = {**tree.get(section, {}), **keys}
+    try:
+        settings = msgspec.convert(tree, Settings)
+    except msgspec.ValidationError as error:
+        raise Rejected("bad_config", f"{where}: {_in_words(str(error))}") from None
+    _check(settings, where)
+    return settings
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        if text.startswith("{"):  # no TOML document does
+            return msgspec.json.decode(text, type=dict[str, Any])
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, msgspec.DecodeError) as error:
+        raise Rejected("bad_config", f"{where} cannot be read: {error}") from None
+
+
+def from_environment(environ: Mapping[str, str], ignored: frozenset[str] = frozenset()) -> dict[str, dict[str, Any]]:
+    """What variables named `SWARMD_<SECTION>_<KEY>` set; lists are separated by commas.
+
+    A variable of a known section with an unknown key is an error, since it would be silently without effect;
+    `ignored` are variables that settings name for other ends, such as passwords.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for variable, value in sorted(environ.items()):
+        section, _, key = variable.removeprefix(ENV_PREFIX).lower().partition("_")
+        table = SECTIONS.get(section) if variable.startswith(ENV_PREFIX) else None
+        if table is None or variable in ignored or variable == NatsTable().password_env:
+            continue
+        types = {known.name: known.type for known in msgspec.structs.fields(table)}
+        if key not in types:
+            near = _nearest(key, types)
+            hint = f"did you mean {ENV_PREFIX}{section.upper()}_{near.upper()}?" if near else _listed(types)
+            raise Rejected("unknown_setting", f"no setting for the variable {variable}: {hint}")
+        found.setdefault(section, {})[key] = _from_text(variable, value, types[key])
+    return found
+
+
+def _from_text(variable: str, value: str, wanted: Any) -> Any:
+    if wanted == tuple[str, ...]:
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    try:
+        return msgspec.convert(value, wanted, strict=False)
+    except msgspec.ValidationError as error:
+        raise Rejected("bad_config", f"{variable}={value!r}: {_in_words(str(error))}") from None
+
+
+def _refuse_unknown(tree: Any, wanted: Any, path: str, where: str) -> None:
+    """Walk tables alongside their structs; the first key that no struct has is an error with the nearest one."""
+    if isinstance(wanted, type) and issubclass(wanted, Struct):
+        if not isinstance(tree, dict):
+            return
+        types = {known.name: known.type for known in msgspec.structs.fields(wanted)}
+        for key, value in tree.items():
+            if key not in types:
+                near = _nearest(key, types)
+                hint = f"did you mean {near!r}?" if near else _listed(types)
+                raise Rejected("unknown_setting", f"{where}: there is no setting {path}{key}: {hint}")
+            _refuse_unknown(value, types[key], f"{path}{key}.", where)
+        return
+    for inner in typing.get_args(wanted):
+        if isinstance(tree, dict) and typing.get_origin(wanted) is dict:
+            for key, value in tree.items():
+                _refuse_unknown(value, inner, f"{path}{key}.", where)
+        elif isinstance(tree, list):
+            for value in tree:
+                _refuse_unknown(value, inner, path, where)
+        else:
+            _refuse_unknown(tree, inner, path, where)
+
+
+def _nearest(key: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(key, known, 1, 0.5)
+    return near[0] if near else ""
+
+
+def _listed(known: Mapping[str, Any]) -> str:
+    return f"there are {', '.join(known)}"
+
+
+def _in_words(problem: str) -> str:
+    """A validation error with the place first, as it is written in the file."""
+    what, separator, place = problem.partition(" - at `$")
+    return f"{place.rstrip('`').lstrip('.')}: {what}" if separator else what
+
+
+def _check(settings: Settings, where: str) -> None:
+    """What no single field shows."""
+    names = [agent.name for agent in settings.agent]
+    for name in settings.swarm:
+        check_name("swarm", name)
+    for name in names:
+        check_name("agent", name)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise Rejected("bad_config", f"{where}: two agents are called {twice[0]!r}")
+    hosted = {*settings.swarms, *([settings.hive.name] if settings.hive else [])}
+    for agent in settings.agent:
+        for swarm in agent.swarms:
+            if swarm not in hosted:
+                raise Rejected(
+                    "bad_config", f"{where}: agent {agent.name!r} names swarm {swarm!r}, {_listed_names(hosted)}"
+                )
+    if settings.hive is None:
+        return
+    if settings.hive.name in settings.swarms:
+        raise Rejected("bad_config", f"{where}: the hive and a swarm are both called {settings.hive.name!r}")
+    for child in settings.hive.swarms:
+        if child not in settings.swarms:
+            raise Rejected("bad_config", f"{where}: the hive names swarm {child!r}, {_listed_names(settings.swarms)}")
+
+
+def _listed_names(known: Any) -> str:
+    return f"there are {', '.join(sorted(known))}"

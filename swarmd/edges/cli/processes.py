@@ -1,0 +1,73 @@
+"""Commands that run something: up, run, demo, bench."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import TYPE_CHECKING
+
+from swarmd.edges.cli import flags
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROLES = ("orchestrator", "worker", "observer", "memory", "delegate", "hivemind")
+
+
+def add(commands: flags.Commands, argv: Sequence[str]) -> None:
+    """Their parsers."""
+    up = commands.add("up", _up, "run everything on this machine", "swarmd up --data ./swarmd-data --port 4222")
+    up.add_argument("--port", type=int, default=None, help="of the broker it starts (default: 4222; 0: any free one)")
+    up.add_argument("--metrics-port", type=int, default=None, help="of /metrics and /readyz (default: 9464; 0: any)")
+    up.add_argument("--agents", action="append", metavar="MODULE", help="agents of every swarm; may be repeated")
+    _add_run(commands)
+    demo = commands.add("demo", _run_module, "run the main job on real files", "swarmd demo docs README.md")
+    _extend(demo, "swarmd.edges.demo", "demo" in argv)
+    bench = commands.group("bench", "measure throughput and latency", "swarmd bench throughput --tasks 100000 --json")
+    for name in ("throughput", "latency"):
+        measured = bench.add(name, _run_module, f"measure {name}", f"swarmd bench {name} --json")
+        measured.set_defaults(measure=name)
+        _extend(measured, "swarmd.edges.bench", "bench" in argv)
+
+
+def _add_run(commands: flags.Commands) -> None:
+    example = "swarmd run worker --agents my.agents --nodes 4 --nats nats://10.0.0.5:4222"
+    run = commands.add("run", _run, "run one role against a broker", example)
+    run.add_argument("role", choices=ROLES)
+    run.add_argument("--name", default="", help="the writer's name: unique per role and swarm (default: role-host-pid)")
+    run.add_argument("--agents", action="append", metavar="MODULE", help="worker: agents to host; may be repeated")
+    run.add_argument("--nodes", type=int, default=None, help="worker: nodes in this process")
+    run.add_argument("--capacity", type=int, default=None, help="worker: slots per node; delegate: of the child")
+    run.add_argument("--label", action="append", default=None, metavar="KEY=VALUE", help="worker: may be repeated")
+    run.add_argument("--child", default="", metavar="SWARM", help="delegate: the child swarm that it speaks for")
+    run.add_argument("--memory", default=None, metavar="NAME", help="the shared memory (default: shared)")
+    run.add_argument("--metrics-port", type=int, default=0, help="of /metrics and /readyz (default: any free one)")
+    run.add_argument("--replies-prefixed", action=argparse.BooleanOptionalAction, default=None,
+                     help="orchestrator: outcomes cross accounts (default: with --user-file)")  # fmt: skip
+    run.add_argument("--parent", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def _extend(parser: argparse.ArgumentParser, module: str, wanted: bool) -> None:
+    """Let a module add its own flags, but only for its own command: importing it would slow down every other."""
+    parser.set_defaults(module=module)
+    if wanted:
+        importlib.import_module(module).add_arguments(parser)
+
+
+def _up(args: argparse.Namespace) -> int:
+    from swarmd.edges.up import main
+
+    return main(flags.settings_of(args), tuple(args.agents or ()), as_json=flags.wants_json(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    from swarmd.edges.role_process import run_role
+
+    return run_role(args, flags.settings_of(args))
+
+
+def _run_module(args: argparse.Namespace) -> int:
+    import asyncio
+
+    code: int = asyncio.run(importlib.import_module(args.module).run(args))
+    return code

@@ -1,0 +1,300 @@
+"""Commands about tasks: submit, result, status, tasks, cancel, redrive."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from swarmd.edges.cli import flags
+
+if TYPE_CHECKING:
+    import argparse
+
+    from swarmd.core.wire import Outcome, SwarmStatus
+    from swarmd.edges.cli.session import Session
+    from swarmd.edges.client import Client
+
+WAITING_NOTE_MS = 3_000
+
+
+def add(commands: flags.Commands) -> None:
+    """Their parsers."""
+    submit = commands.add("submit", _submit, "submit one task", "swarmd submit summarise --file notes.txt --wait")
+    submit.add_argument("agent", metavar="AGENT", help="the agent that shall run it")
+    submit.add_argument("input", metavar="INPUT", nargs="?", help="its input: JSON if it is JSON, else a text")
+    submit.add_argument("--file", metavar="FILE", help="take the input from a file, or from stdin with -")
+    submit.add_argument("--wait", action="store_true", help="wait for the outcome and print it")
+    submit.add_argument("--id", default="", help="the task's id; the same id and input again is the same task")
+    submit.add_argument("--priority", type=int, default=0, help="-1000 to 1000, higher first")
+    submit.add_argument("--timeout", type=float, default=0, metavar="SECONDS", help="give up after so long (0: never)")
+    submit.add_argument("--tenant", default="")
+    submit.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
+    submit.add_argument("--attempts-max", type=int, default=3, metavar="N", help="attempts before it is dead")
+    result = commands.add("result", _result, "wait for a task's outcome", "swarmd result 0198c2-… --timeout 60")
+    result.add_argument("task", metavar="TASK")
+    result.add_argument("--timeout", type=float, default=0, metavar="SECONDS", help="how long to wait (0: for ever)")
+    status = commands.add("status", _status, "show the swarm, or one task", "swarmd status")
+    status.add_argument("task", metavar="TASK", nargs="?", default="")
+    listed = commands.add("tasks", _tasks, "list tasks, finished ones too", "swarmd tasks --state dead --limit 20")
+    listed.add_argument("--state", default="", help="queued, assigned, suspended, backoff, completed, dead, …")
+    listed.add_argument("--agent", default="")
+    listed.add_argument("--tenant", default="")
+    listed.add_argument("--text", default="", help="words that the input holds")
+    listed.add_argument("--limit", type=int, default=50)
+    listed.add_argument("--before", default="", metavar="TASK", help="only tasks older than this one")
+    cancel = commands.add("cancel", _cancel, "cancel a task and its children", "swarmd cancel 0198c2-… --reason typo")
+    cancel.add_argument("task", metavar="TASK")
+    cancel.add_argument("--reason", default="")
+    redrive = commands.add("redrive", _redrive, "give a dead task new attempts", "swarmd redrive 0198c2-…")
+    redrive.add_argument("task", metavar="TASK")
+
+
+# --- submit and result -----------------------------------------------------------------------------
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from swarmd.edges.cli.session import run
+
+    wanted = _input(args)
+    return run(args, lambda session: _submit_over(session, wanted))
+
+
+def _input(args: argparse.Namespace) -> Any:
+    """The input: an argument, a file or stdin; JSON if it parses as JSON, else text."""
+    import msgspec
+
+    from swarmd.core.errors import Rejected
+
+    if args.file is not None and args.input is not None:
+        raise Rejected("bad_usage", "give the input as an argument or with --file, not both")
+    if args.file is None:
+        if args.input is None:
+            return None
+        raw = args.input.encode("utf-8", "surrogateescape")
+    else:
+        try:
+            if args.file == "-":
+                raw = sys.stdin.buffer.read()
+            else:
+                with open(args.file, "rb") as file:
+                    raw = file.read()
+        except OSError as error:
+            raise Rejected("bad_input", f"cannot read {args.file}: {error.strerror}") from None
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass  # no JSON: it is a text
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Rejected("bad_input", "the input is neither JSON nor UTF-8 text") from None
+
+
+def _labels(pairs: list[str]) -> dict[str, str]:
+    from swarmd.core.errors import Rejected
+
+    labels = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise Rejected("bad_usage", f"--label {pair!r}: write KEY=VALUE")
+        labels[key] = value
+    return labels
+
+
+async def _submit_over(session: Session, wanted: Any) -> int:
+    from swarmd.core.events import RetryPolicy
+    from swarmd.edges.client import Client
+
+    args = session.args
+    options = {
+        "id": args.id,
+        "priority": args.priority,
+        "timeout_ms": round(args.timeout * 1000),
+        "tenant": args.tenant,
+        "labels": _labels(args.label),
+        "retry": RetryPolicy(attempts_max=args.attempts_max),
+    }
+    async with Client.over(session.wire.bus, session.swarm) as client:
+        handle = await client.submit(args.agent, wanted, **options)
+        if not args.wait:
+            session.tell({"task": handle.task}, handle.task)
+            return flags.OK
+        return await _tell_outcome(session, client, handle.task, 0)
+
+
+def _result(args: argparse.Namespace) -> int:
+    from swarmd.edges.cli.session import run
+
+    async def act(session: Session) -> int:
+        from swarmd.core.wire import TaskStatus
+        from swarmd.edges.client import Client
+
+        await session.ctl("status", session.query(args.task), TaskStatus)  # an unknown task is an error, not a wait
+        async with Client.over(session.wire.bus, session.swarm) as client:
+            return await _tell_outcome(session, client, args.task, round(args.timeout * 1000))
+
+    return run(args, act)
+
+
+async def _tell_outcome(session: Session, client: Client, task: str, timeout_ms: int) -> int:
+    """Wait for a verdict and print it; say what the task waits for when that takes long."""
+    import msgspec
+
+    from swarmd.core.errors import Fault
+
+    patience = min(timeout_ms, WAITING_NOTE_MS) if timeout_ms else WAITING_NOTE_MS
+    try:
+        outcome = await client.outcome(task, patience)
+    except Fault:
+        if timeout_ms and timeout_ms <= WAITING_NOTE_MS:
+            raise
+        await _note_waiting(session, task)
+        outcome = await client.outcome(task, max(1, timeout_ms - patience) if timeout_ms else 0)
+    if outcome.state != "completed":
+        return _tell_failure(session, outcome)
+    output = msgspec.Raw(await client.output_of(outcome))
+    told = msgspec.structs.replace(outcome, output=output, output_blob="")
+    value = msgspec.json.decode(output)
+    session.tell(told, value if isinstance(value, str) else bytes(output).decode())
+    return flags.OK
+
+
+async def _note_waiting(session: Session, task: str) -> None:
+    from swarmd.core.errors import SwarmdError
+    from swarmd.core.wire import TaskStatus
+    from swarmd.edges.cli.session import note
+
+    try:
+        status = await session.ctl("status", session.query(task), TaskStatus)
+    except SwarmdError:
+        return  # only a courtesy: the wait goes on
+    why = f", waits for {status.waiting_for}" if status.waiting_for else ""
+    note(f"task {task} is {status.state}{why}")
+
+
+def _tell_failure(session: Session, outcome: Outcome) -> int:
+    from swarmd.core.events import Failure
+    from swarmd.edges.cli.session import as_json, note
+
+    if session.json:
+        print(as_json(outcome), flush=True)
+    error = outcome.error if isinstance(outcome.error, Failure) else Failure(outcome.state, f"it is {outcome.state}")
+    note(f"error: task {outcome.task} has no output: {error.message} ({error.code})")
+    return flags.TASK_FAILED
+
+
+# --- asking ----------------------------------------------------------------------------------------
+
+
+def _status(args: argparse.Namespace) -> int:
+    from swarmd.edges.cli.session import run
+
+    async def act(session: Session) -> int:
+        if args.task:
+            return await _task_status(session, args.task)
+        status = await session.status()
+        session.tell(status, swarm_text(status))
+        return flags.OK
+
+    return run(args, act)
+
+
+async def _task_status(session: Session, task: str) -> int:
+    from swarmd.core import subjects
+    from swarmd.core.errors import Fault, Rejected
+    from swarmd.core.wire import TaskStatus
+    from swarmd.edges.cli.session import as_json
+
+    try:
+        status = await session.ctl("status", session.query(task), TaskStatus)
+    except Rejected as error:
+        if error.code != "unknown_task":
+            raise
+        try:
+            found = await session.ask(subjects.find(session.swarm, "task"), {"task": task}, dict[str, Any])
+        except Fault:
+            raise Rejected(
+                "unknown_task", f"no task {task} is live or remembered, and no observer serves older ones"
+            ) from None
+        session.tell(found, "\n".join(f"{key}: {as_json(value)}" for key, value in found.items()))
+        return flags.OK
+    lines = [f"task     {status.task}", f"state    {status.state}", f"agent    {status.agent or '(forgotten)'}"]
+    lines += [f"member   {status.member}"] if status.member else []
+    lines += [f"waits    for {status.waiting_for}"] if status.waiting_for else []
+    lines += [f"attempts {status.epoch}, failed {status.failures}, steps {status.steps}, children {status.children}"]
+    session.tell(status, "\n".join([*lines, f"sequence {status.seq}"]))
+    return flags.OK
+
+
+def swarm_text(status: SwarmStatus) -> str:
+    """A swarm in a few lines."""
+    tasks = ", ".join(f"{count} {state}" for state, count in sorted(status.tasks.items())) or "none live"
+    counted = {name: count for name, count in status.counters.items() if isinstance(count, int) and count}
+    lines = [
+        f"swarm    {status.swarm} at sequence {status.seq}",
+        f"leader   {status.leader or 'none'} in term {status.term}",
+        f"members  {len(status.members)}, {sum(m.running for m in status.members)} attempts running on "
+        f"{sum(m.capacity for m in status.members)} slots",
+        f"tasks    {tasks}",
+        f"so far   {', '.join(f'{count} {name}' for name, count in counted.items()) or 'nothing'}",
+    ]
+    lines += [f"waiting  {count} for agent {agent}" for agent, count in sorted(status.waiting.items())]
+    lines += [f"refusing {status.refusing}"] if status.refusing else []
+    return "\n".join(lines)
+
+
+def _tasks(args: argparse.Namespace) -> int:
+    from swarmd.edges.cli.session import run
+
+    return run(args, _tasks_over)
+
+
+async def _tasks_over(session: Session) -> int:
+    from swarmd.core import subjects
+    from swarmd.core.errors import Fault
+    from swarmd.edges.cli.session import as_json, note, table
+
+    args = session.args
+    asked = {name: getattr(args, name) for name in ("state", "agent", "tenant", "text", "limit", "before")}
+    asked = {name: value for name, value in asked.items() if value != ""}
+    try:
+        found = await session.ask(subjects.find(session.swarm, "tasks"), asked, dict[str, Any])
+    except Fault as fault:
+        if fault.code == "no_responders":
+            why = f"no observer serves swarm {session.swarm}: start one with `swarmd run observer`"
+            raise Fault("no_observer", why) from None
+        raise
+    if session.json:
+        for task in found["tasks"]:
+            print(as_json(task))
+        return flags.OK
+    columns = ["task", "state", "agent", "tenant"]
+    print(table(columns, [[str(task.get(name, "")) for name in columns] for task in found["tasks"]]))
+    note(f"{len(found['tasks'])} tasks, as of sequence {found.get('seq', '?')}")
+    return flags.OK
+
+
+# --- changing --------------------------------------------------------------------------------------
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    return _command(args, "cancel", "is asked to stop")
+
+
+def _redrive(args: argparse.Namespace) -> int:
+    return _command(args, "redrive", "gets new attempts")
+
+
+def _command(args: argparse.Namespace, verb: str, done: str) -> int:
+    from swarmd.edges.cli.session import run
+
+    async def act(session: Session) -> int:
+        from swarmd.core.wire import Receipt
+
+        query = session.query(args.task, reason=getattr(args, "reason", ""))
+        receipt = await session.ctl(verb, query, Receipt)
+        session.tell({"task": receipt.task}, f"task {receipt.task} {done}")
+        return flags.OK
+
+    return run(args, act)

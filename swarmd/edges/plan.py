@@ -1,0 +1,96 @@
+"""Which processes `up` runs, from the settings alone: a list of parts, and the settings file that they read.
+
+Must not start anything.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from swarmd.config import HiveTable, Settings, SwarmTable
+
+#: Users of the broker in the order in which their processes end.
+ORDER: Final = ("worker", "delegate", "orchestrator", "observer", "memory")
+
+
+class Part(Struct, frozen=True):
+    """One process: its name in logs and metrics, the role it runs, as whom, and for which swarm."""
+
+    name: str
+    role: str
+    user: str
+    swarm: str
+    flags: tuple[str, ...]
+    drain_s: float = 0.0
+
+
+def parts_of(settings: Settings) -> tuple[list[Part], dict[str, str]]:
+    """Every process of `up`, and what is left out with the reason why."""
+    parts: list[Part] = []
+    for swarm, table in settings.swarms.items():
+        parts += _crew(settings, swarm, table, "orchestrator")
+    hive = settings.hive
+    if hive is not None:
+        parts += _crew(settings, hive.name, hive, "hivemind")
+        for child in hive.swarms:
+            flags = ("--swarm", hive.name, "--child", child, "--name", child)
+            parts.append(Part(f"delegate-{child}", "delegate", "delegate", hive.name, flags, hive.drain_ms / 1000))
+    without: dict[str, str] = {}
+    memory = settings.memory
+    if memory.enabled:
+        missing = [name for name in ("pymilvus", "milvus_lite") if importlib.util.find_spec(name) is None]
+        if "pymilvus" in missing or (missing and not memory.uri):
+            without["memory"] = "Milvus is not installed; `pip install 'swarmd[memory]'` brings it"
+        else:
+            shared = ("--memory", memory.name, "--name", "memory")
+            parts.append(Part("memory", "memory", "memory", "", shared))
+    parts = [p for p in parts if p.role not in ("observer", "memory")]  # TEMP
+    return parts, without
+
+
+def _crew(settings: Settings, swarm: str, table: SwarmTable | HiveTable, role: str) -> list[Part]:
+    """Orchestrators, workers and the observer of one swarm."""
+    parts = []
+    for n in range(1, table.orchestrators + 1):
+        name = f"orchestrator-{swarm}-{n}"
+        parts.append(Part(name, role, "orchestrator", swarm, ("--swarm", swarm, "--name", f"o{n}")))
+    for n in range(1, _workers(settings, swarm) + 1):
+        flags = ("--swarm", swarm, "--name", f"w{n}")
+        parts.append(Part(f"worker-{swarm}-{n}", "worker", "worker", swarm, flags, table.drain_ms / 1000))
+    parts.append(Part(f"observer-{swarm}", "observer", "observer", swarm, ("--swarm", swarm, "--name", "v1")))
+    return parts
+
+
+def _workers(settings: Settings, swarm: str) -> int:
+    """Worker processes of a swarm: none where there are no agents to host, such as in a hive that only delegates."""
+    table = settings.crew(swarm)
+    return table.workers if table.agents or settings.declared(swarm) else 0
+
+
+def members_wanted(settings: Settings) -> dict[str, int]:
+    """How many members each swarm has once all processes run: worker nodes, and a hive's child swarms."""
+    wanted = {name: _workers(settings, name) * table.nodes for name, table in settings.swarms.items()}
+    hive = settings.hive
+    if hive is not None:
+        wanted[hive.name] = _workers(settings, hive.name) * hive.nodes + len(hive.swarms)
+    return wanted
+
+
+def write_settings(settings: Settings, folder: Path) -> Path:
+    """The settings in force as a file for the children, private since it may name addresses with passwords."""
+    file = folder / "settings.json"
+    temporary = file.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as stream:
+        stream.write(msgspec.json.encode(settings))
+    temporary.replace(file)
+    return file

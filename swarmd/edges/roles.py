@@ -1,0 +1,137 @@
+"""From flags and settings to one role, ready to run: what `swarmd run` starts.
+
+Everything that can be wrong with what a role is given is found here, before it connects. Must not know processes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from swarmd.core.errors import Rejected
+from swarmd.core.ids import check_name
+from swarmd.edges import wiring
+from swarmd.edges.loading import OpenModels, OpenTools, load_agents
+from swarmd.edges.settings import (
+    leader_settings,
+    model_settings,
+    replies_prefixed,
+    stream_limits,
+    tool_settings,
+)
+from swarmd.tool_calls import run_tool
+
+if TYPE_CHECKING:
+    import argparse
+    import asyncio
+    from collections.abc import Callable
+
+    from swarmd.adapters.nats_connect import NatsSettings
+    from swarmd.adapters.telemetry import Telemetry
+    from swarmd.config import Settings
+    from swarmd.edges.role_process import Role
+
+
+def swarm_for(args: argparse.Namespace, settings: Settings) -> str:
+    """The swarm that a role belongs to: named, the hive for a hivemind or delegate, the memory for a memory node."""
+    if args.role == "memory":
+        return settings.memory.name
+    named = getattr(args, "swarm", "")
+    if not named and args.role in ("hivemind", "delegate") and settings.hive is not None:
+        named = settings.hive.name
+    return check_name("swarm", named or "main")
+
+
+def build(args: argparse.Namespace, settings: Settings, swarm: str, name: str) -> Role:
+    """The role that `args.role` names. Raises `Rejected` for whatever it cannot work with."""
+    builders: dict[str, Callable[[], Role]] = {
+        "orchestrator": lambda: _orchestrator(settings, swarm, name),
+        "hivemind": lambda: _orchestrator(settings, swarm, name),
+        "worker": lambda: _worker(args, settings, swarm, name),
+        "delegate": lambda: _delegate(args, settings, swarm),
+        "observer": lambda: _observer(settings, swarm, name),
+        "memory": lambda: _memory(settings, name),
+    }
+    return builders[args.role]()
+
+
+def _orchestrator(settings: Settings, swarm: str, name: str) -> Role:
+    options = wiring.OrchestratorOptions(
+        swarm, name, leader_settings(settings), stream_limits(settings), replies_prefixed(settings)
+    )
+
+    async def run(nats: NatsSettings, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+        await wiring.run_orchestrator(nats, options, telemetry, stop, ready)
+
+    return run
+
+
+def _worker(args: argparse.Namespace, settings: Settings, swarm: str, name: str) -> Role:
+    crew = settings.crew(swarm)
+    models, tools = OpenModels(model_settings(settings)), OpenTools(tool_settings(settings))
+    models(settings.model.name)
+    agents = load_agents(args.agents or crew.agents, settings.declared(swarm), models, tools)
+    if not agents:
+        raise Rejected("no_agents", "this worker has no agents: name modules with --agents, or declare [[agent]]s")
+    options = wiring.WorkerOptions(
+        swarm=swarm,
+        name=name,
+        agents=agents,
+        models=models,
+        tools=tools,
+        run_tool=run_tool,
+        nodes=_at_least_one("--nodes", args.nodes, crew.nodes),
+        capacity=_at_least_one("--capacity", args.capacity, crew.capacity),
+        labels=crew.labels if args.label is None else labels_of(args.label),
+        default_model=settings.model.name,
+        memory=settings.memory.name,
+        drain_ms=crew.drain_ms,
+    )
+
+    async def run(nats: NatsSettings, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+        try:
+            await wiring.run_worker(nats, options, telemetry, stop, ready)
+        finally:
+            await models.close()
+
+    return run
+
+
+def _at_least_one(flag: str, given: int | None, default: int) -> int:
+    if given is not None and given < 1:
+        raise Rejected("bad_usage", f"{flag} must be at least 1, not {given}")
+    return default if given is None else given
+
+
+def labels_of(pairs: list[str]) -> dict[str, str]:
+    """`KEY=VALUE` pairs as a mapping. Raises `Rejected("bad_usage")`."""
+    labels = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise Rejected("bad_usage", f"--label {pair!r}: write KEY=VALUE")
+        labels[key] = value
+    return labels
+
+
+def _delegate(args: argparse.Namespace, settings: Settings, swarm: str) -> Role:
+    if not args.child:
+        raise Rejected("bad_usage", "a delegate speaks for a child swarm: name it with --child SWARM")
+    hive = settings.hive
+    options = wiring.DelegateOptions(
+        parent=swarm,
+        child=check_name("swarm", args.child),
+        capacity_max=_at_least_one("--capacity", args.capacity, hive.child_capacity if hive else 256),
+    )
+
+    async def run(nats: NatsSettings, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+        await wiring.run_delegate(nats, options, telemetry, stop, ready)
+
+    return run
+
+
+def _observer(settings: Settings, swarm: str, name: str) -> Role:
+    raise Rejected("not_yet", "no observer")
+
+
+def _memory(settings: Settings, name: str) -> Role:
+    raise Rejected("not_yet", "no memory")

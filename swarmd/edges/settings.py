@@ -1,0 +1,173 @@
+"""Reads the settings once, at the edge, and turns them into what adapters and roles are built with.
+
+Job: configuration file, environment and secret files become structs. Invariant: a secret is read here and handed on,
+never printed, never put into an event. Must not know what runs.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from swarmd import config
+from swarmd.adapters.broker_users import read_credentials
+from swarmd.adapters.models import ModelSettings
+from swarmd.adapters.nats_connect import NatsSettings, redact_url
+from swarmd.adapters.streams import StreamLimits
+from swarmd.adapters.tools import ToolSettings
+from swarmd.core.errors import Rejected
+from swarmd.core.leader import LeaderSettings
+from swarmd.core.state import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from swarmd.config import Overrides, Settings
+
+DEFAULT_URL: Final = "nats://127.0.0.1:4222"
+#: What `up` writes into its data directory when it is ready, so that `--data DIR` finds its broker.
+READY_FILE: Final = "up.json"
+FILE_BYTES_MAX: Final = 4 * 1024 * 1024
+
+
+def read_settings(config_file: str = "", flags: Overrides | None = None) -> Settings:
+    """Settings from `config_file` (or the one that SWARMD_CONFIG names), the environment and flags."""
+    name = config_file or os.environ.get("SWARMD_CONFIG", "")
+    text = _read_text(Path(name), "the configuration") if name else ""
+    return config.load(text, os.environ, flags, source=name)
+
+
+def _read_text(path: Path, what: str) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(FILE_BYTES_MAX).decode("utf-8")
+    except OSError as error:
+        raise Rejected("bad_config", f"cannot read {what} {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Rejected("bad_config", f"{what} {path} is not UTF-8 text") from None
+
+
+def data_dir(settings: Settings) -> Path:
+    """Where `up` keeps its data: as set, else by the XDG rules, so that it does not depend on where one stands."""
+    if settings.data.dir:
+        return Path(settings.data.dir).expanduser()
+    home = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(home) if home else Path.home() / ".local" / "share") / "swarmd"
+
+
+def nats_of(settings: Settings, *, connect_timeout_ms: int = 5_000) -> NatsSettings:
+    """How to reach the broker. Raises `Rejected("bad_credentials" | "bad_config")` for secrets that cannot be read."""
+    table = settings.nats
+    url = table.url or _running_url(settings) or DEFAULT_URL
+    nats = NatsSettings(
+        url=url,
+        user=table.user,
+        password=_password(table) if table.user else "",
+        credentials_file=table.credentials_file,
+        nkey_seed_file=table.nkey_seed_file,
+        tls_ca=table.tls_ca,
+        tls_cert=table.tls_cert,
+        tls_key=table.tls_key,
+        tls_hostname=table.tls_hostname,
+        tls_first=table.tls_first,
+        connect_timeout_ms=connect_timeout_ms,
+    )
+    if not table.user_file:
+        return nats
+    if table.user:
+        raise Rejected("bad_credentials", "give either a user or a user file")
+    kept = read_credentials(Path(table.user_file))
+    return msgspec.structs.replace(nats, user=kept.user, password=kept.password, inbox_prefix=kept.inbox_prefix)
+
+
+def _password(table: config.NatsTable) -> str:
+    if table.password_file:
+        return _read_text(Path(table.password_file), "the password file").strip()
+    return os.environ.get(table.password_env, "") if table.password_env else ""
+
+
+def _running_url(settings: Settings) -> str:
+    """The address that the `up` of this data directory wrote down, while that `up` lives."""
+    try:
+        ready = msgspec.json.decode((data_dir(settings) / READY_FILE).read_bytes(), type=_Running)
+        os.kill(ready.pids["up"], 0)
+    except (OSError, msgspec.MsgspecError, KeyError):
+        return ""
+    return ready.nats
+
+
+class _Running(Struct):
+    """What is needed of the ready file."""
+
+    nats: str
+    pids: dict[str, int]
+
+
+def admin_of(settings: Settings) -> NatsSettings:
+    """As `nats_of`, but as admin of a broker that `up` runs from this data directory, where nobody else is named.
+
+    An admin may read snapshots and measure, which a client may not; who can read its file may be it.
+    """
+    table = settings.nats
+    named = table.user or table.user_file or table.credentials_file or table.nkey_seed_file
+    admin = data_dir(settings) / "users" / "admin.json"
+    running = _running_url(settings)
+    if not named and running and table.url in ("", running) and os.access(admin, os.R_OK):
+        settings = msgspec.structs.replace(settings, nats=msgspec.structs.replace(table, user_file=str(admin)))
+    return nats_of(settings)
+
+
+def secrets_of(settings: Settings, nats: NatsSettings | None = None) -> list[str]:
+    """Every secret that this process can know, for the logs to hide."""
+    found = [nats.password, nats.token] if nats is not None else []
+    for variable in (settings.nats.password_env, settings.model.api_key_env):
+        found.append(os.environ.get(variable, "") if variable else "")
+    if settings.model.api_key_file:
+        try:
+            found.append(Path(settings.model.api_key_file).read_text().strip())
+        except (OSError, UnicodeDecodeError):
+            pass  # whoever needs the key says that it cannot be read
+    return [secret for secret in found if secret]
+
+
+def shown(settings: Settings) -> dict[str, Any]:
+    """The settings as plain data for people: addresses lose user and password, secrets were never in it."""
+    tree: dict[str, Any] = msgspec.to_builtins(settings)
+    for section, key in (("nats", "url"), ("model", "base_url"), ("memory", "uri")):
+        tree[section][key] = redact_url(tree[section][key])
+    tree["swarm"] = {name: msgspec.to_builtins(table) for name, table in settings.swarms.items()}
+    return tree
+
+
+def leader_settings(settings: Settings) -> LeaderSettings:
+    limits = settings.limits
+    return LeaderSettings(Limits(limits.live_tasks_max, limits.remembered_max, limits.dead_max, limits.losses_max))
+
+
+def stream_limits(settings: Settings) -> StreamLimits:
+    limits = settings.limits
+    return StreamLimits(limits.log_bytes_max, limits.intake_bytes_max, limits.blob_bytes_max, limits.replicas)
+
+
+def model_settings(settings: Settings) -> Callable[[str], ModelSettings]:
+    """From a model's name to its settings: all share the endpoint and key of the `[model]` section."""
+    table = settings.model
+
+    def named(name: str) -> ModelSettings:
+        return ModelSettings(name, table.base_url, table.api_key_env, table.api_key_file, table.timeout_ms)
+
+    return named
+
+
+def tool_settings(settings: Settings) -> ToolSettings:
+    return ToolSettings(settings.tools.roots, settings.tools.allow_hosts)
+
+
+def replies_prefixed(settings: Settings) -> bool:
+    """Whether outcomes take the way through accounts: with the users that `up` makes, unless set otherwise."""
+    chosen = settings.nats.replies_prefixed
+    return bool(settings.nats.user_file) if chosen is None else chosen
