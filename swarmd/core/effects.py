@@ -12,9 +12,10 @@ from swarmd.core.state import Attempt, Member, Place, Task, TaskState
 
 
 class Queued(Struct):
-    """The task waits for a slot."""
+    """The task waits for a slot; `new` when it has only now come to be."""
 
     task: Task
+    new: bool = False
 
 
 class Delayed(Struct):

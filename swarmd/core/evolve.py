@@ -148,7 +148,7 @@ def _submitted(state: SwarmState, commit: Commit, index: int, subject: str, fact
     )
     state.tasks[subject] = task
     state.counters.submitted += 1
-    out.append(fx.Queued(task))
+    out.append(fx.Queued(task, new=True))
     return ""
 
 
@@ -370,7 +370,7 @@ def _spawned(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
     parent.children[child] = None
     state.tasks[child] = task
     state.counters.submitted += 1
-    out.append(fx.Queued(task))
+    out.append(fx.Queued(task, new=True))
     return ""
 
 

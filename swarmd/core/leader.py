@@ -120,7 +120,7 @@ class Leader:
 
     def _queued(self, effect: fx.Queued, now_ms: int) -> None:
         task = effect.task
-        if task.deadline_at_ms and task.epoch == 0:
+        if task.deadline_at_ms and effect.new:  # it may be assigned in this very commit
             self._timer(task.deadline_at_ms, "deadline", task.id, 0)
         if task.id not in self._placing:
             self._queue.push(task)
