@@ -66,7 +66,7 @@ def test_a_submission_waits_for_a_slot() -> None:
     history = History().elected()
     effects = history.lead("t", submission(priority=3, reply="box", labels={"x": "y"}))
     task = history.state.tasks["t"]
-    assert only(effects, fx.Queued) == fx.Queued(task)
+    assert only(effects, fx.Queued) == fx.Queued(task, new=True)
     assert (task.state, task.epoch, task.priority, task.reply, task.labels) == ("queued", 0, 3, "box", {"x": "y"})
     assert task.submitted == (2, 0)
 
