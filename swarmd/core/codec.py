@@ -8,7 +8,7 @@ writer in the subject `….log.<role>.<writer>`. What cannot be read is never an
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
@@ -216,6 +216,13 @@ class Codec:
         except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             return Garbage(seq, index, f"{name}: {error}")
         return Garbage(seq, index, f"upcasts of {envelope.type!r} never end")
+
+
+def read_back(record: Record, events: Sequence[Event]) -> Commit:
+    """The commit in `record`, whose events its own writer still has."""
+    role, writer = parse_origin(record.subject) or ("", "")
+    boot, _, number = record.message_id.rpartition(".")
+    return Commit(record.seq, role, writer, boot, int(number), record.seen, record.message_id, list(events))
 
 
 def too_deep(payload: bytes, limit: int = DEPTH_MAX) -> bool:

@@ -94,6 +94,7 @@ class Orchestrator:
             ports.clock,
             ports.probe,
         )
+        self._writer.keeps_sent = True
         self._writer.supply = self._decide
         self._writer.dropped = self.leader.dropped
         self._replies: list[tuple[str, bytes]] = []
@@ -148,7 +149,8 @@ class Orchestrator:
     async def _follow(self) -> None:
         if self.leader.state.seq >= self._target:
             self._caught_up.set()
-        await Follower(self._ports.log, self._ports.probe).run(self.leader.state.seq, self._on_commits)
+        follower = Follower(self._ports.log, self._ports.probe, sent=self._writer.sent)
+        await follower.run(self.leader.state.seq, self._on_commits)
 
     async def _on_commits(self, commits: list[Commit | Garbage]) -> None:
         now = self._ports.clock.now_ms()

@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from swarmd.core import snapshot
-from swarmd.core.codec import Codec, Commit, Garbage, Record
+from swarmd.core.codec import Codec, Commit, Garbage, Record, read_back
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.state import SwarmState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from swarmd.core.events import Event
     from swarmd.ports import Log, Probe, Snapshots
 
 
@@ -62,23 +63,38 @@ async def agrees(state: Folded, log: Log) -> bool:
 
 
 class Follower:
-    """Decodes the tail of a log and hands over commits, a slice at a time."""
+    """Decodes the tail of a log and hands over commits, a slice at a time.
 
-    def __init__(self, log: Log, probe: Probe, slice_max: int = 64, codec: Codec | None = None) -> None:
+    `sent` knows the events of this process's own commits by message id: what was encoded here need not be
+    decoded again. The broker stored that very commit, since nobody else can guess its id.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        probe: Probe,
+        slice_max: int = 64,
+        codec: Codec | None = None,
+        sent: Callable[[str], list[Event] | None] = lambda message_id: None,
+    ) -> None:
         self._log, self._probe, self._slice_max = log, probe, slice_max
-        self._codec = codec or Codec()
+        self._codec, self._sent = codec or Codec(), sent
 
     async def run(self, after: int, on_commits: Callable[[list[Commit | Garbage]], Awaitable[None]]) -> None:
         """Follow from sequence `after` until cancelled."""
 
         async def on_records(records: list[Record]) -> None:
             for start in range(0, len(records), self._slice_max):
-                commits = [self._codec.decode(record) for record in records[start : start + self._slice_max]]
+                commits = [self._read(record) for record in records[start : start + self._slice_max]]
                 for commit in commits:
                     self._note(commit)
                 await on_commits(commits)
 
         await self._log.follow(after, on_records)
+
+    def _read(self, record: Record) -> Commit | Garbage:
+        events = self._sent(record.message_id)
+        return self._codec.decode(record) if events is None else read_back(record, events)
 
     def _note(self, commit: Commit | Garbage) -> None:
         if isinstance(commit, Garbage):

@@ -48,6 +48,8 @@ class LogWriter:
         self._n = 0
         self._queue: deque[_Entry] = deque()
         self._wake = asyncio.Event()
+        self._sent: dict[str, list[Event]] = {}
+        self.keeps_sent = False
         self.supply: Callable[[], list[Event]] = list
         self.dropped: Callable[[list[Event], Rejected], None] = lambda events, error: None
 
@@ -79,10 +81,14 @@ class LogWriter:
         if not entries:
             return
         started_ms = self._clock.now_ms()
+        key = message_id(self._boot, self._n)
+        if self.keeps_sent:
+            self._sent[key] = [event for event, _ in entries]
         try:
-            stored = await self._append(payload)
+            stored = await self._append(payload, key)
         except Rejected as error:
-            self._n -= 1  # never stored: the next commit takes its number
+            # The number stays used: an earlier try of this commit may have been stored after all.
+            self._sent.pop(key, None)
             self._reject(entries, error)
             return
         self.acked = stored.seq
@@ -92,11 +98,15 @@ class LogWriter:
             if receipt is not None and not receipt.done():
                 receipt.set_result(stored)
 
-    async def _append(self, payload: bytes) -> Stored:
+    def sent(self, key: str) -> list[Event] | None:
+        """The events of a commit of ours, once: reading them back from the log need not decode them again."""
+        return self._sent.pop(key, None)
+
+    async def _append(self, payload: bytes, key: str) -> Stored:
         """Repeat until there is a receipt or a refusal: an unknown fate must not be given another number."""
         while True:
             try:
-                return await self._log.append(self._subject, payload, message_id(self._boot, self._n), self.seen)
+                return await self._log.append(self._subject, payload, key, self.seen)
             except Fault as error:
                 self._probe.trouble("append", error)
 
