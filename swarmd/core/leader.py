@@ -175,7 +175,7 @@ class Leader:
             if fact.intake_seq and fact.term == self.state.term:
                 if any(isinstance(effect, fx.Refusal) and effect.subject == event.subject for effect in effects):
                     self._intake_folded.add(fact.intake_seq)
-                elif fact.intake_seq not in self._intake_folded:
+                elif not self._is_settled(fact.intake_seq):
                     self._again.append(event)
         else:
             self._rearm(event)
@@ -186,7 +186,7 @@ class Leader:
         self._fresh.pop(event.subject, None)
         for ask in proposed[1] if proposed else ():
             self.answers.append((ask, self._receipt(event.subject, fact.digest)))
-        if not fact.intake_seq or fact.intake_seq in self._intake_folded:
+        if self._is_settled(fact.intake_seq):
             return
         known = self._known(event.subject)
         if known is None and self._is_forgotten(event.subject):
@@ -198,6 +198,10 @@ class Leader:
             self._refuse(fact.intake_seq, event.subject, _id_taken(event.subject), fact.reply)
         else:
             self._intake_folded.add(fact.intake_seq)
+
+    def _is_settled(self, intake_seq: int) -> bool:
+        """Whether the fold has this place of the intake (0: no place) behind it."""
+        return intake_seq <= self.state.intake_seq or intake_seq in self._intake_folded
 
     def _rearm(self, event: Event) -> None:
         """What time made necessary did not come about (the commit was void or not stored): see it again."""
