@@ -40,7 +40,7 @@ async def digest(ctx: Context, wanted: Any) -> Digest:
     summary, model = await _summarise(ctx, text)
     labels = {"survey": survey, "document": name}
     passages = paragraphs(text, PASSAGE_CHARS)
-    remembered = [await ctx.remember(f"{name}: {summary}", source=name, labels={**labels, "kind": "summary"})]
+    remembered = [await ctx.remember(summary, source=name, labels={**labels, "kind": "summary"})]
     for start in range(0, len(passages), REMEMBERED_AT_ONCE):
         some = passages[start : start + REMEMBERED_AT_ONCE]
         remembered += await asyncio.gather(*(ctx.remember(p, source=name, labels=labels) for p in some))

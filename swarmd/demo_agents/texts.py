@@ -1,11 +1,12 @@
 """What a survey of documents is made of, as pure text work: headings, themes, questions, citations, the report.
 
 Job: everything about a survey that needs neither a model nor a memory, so that it can be read and tested alone.
-How themes are found: a theme is a pair of neighbouring content words (or, where pairs are scarce, one word). Each is
-weighed by the number of documents that hold it times the logarithm of its count, twice as much if it stands in a
-heading; what stands in nearly every document, or in one only, says little and is left out (as in Salton & Buckley,
-"Term-weighting approaches in automatic text retrieval", 1988). Questions are the documents' own headings that are
-questions, then "What is …?" for the heaviest themes; the next themes are those of the report.
+How themes are found: a theme is a pair of neighbouring content words, or one word, that stands in some heading: what
+authors name in headings is what they write about. Each is weighed by the number of documents that hold it times the
+logarithm of its count (in headings it counts twice), a pair three times that; what stands in nearly every document,
+or in one only, says little and is left out (after Salton & Buckley, "Term-weighting approaches in automatic text
+retrieval", 1988). Questions are the documents' own headings that are questions, then one for each of the heaviest
+themes; the next themes are those of the report.
 Must not know: agents, tasks, how the texts were made.
 """
 
@@ -29,9 +30,12 @@ TERMS_MAX: Final = 200
 HEADINGS_MAX: Final = 60
 #: A theme that stands in a larger share of the documents (but at least this many) separates nothing.
 SHARE_MAX, SPREAD_MIN = 0.8, 4
+#: Pairs are rarer than words and say more.
+PAIR_WEIGHT: Final = 3
 _HASHED = re.compile(r"^ {0,3}#{1,6}[ \t]+(.*?)[ \t#]*$", re.MULTILINE)
 _UNDERLINED = re.compile(r"^(\S.{2,100})\n([=\-~^*\"'`#+])\2{2,}[ \t]*$", re.MULTILINE)
 _FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
+_DIRECTIVE = re.compile(r"^[ \t]*(\.\. |:[\w -]+:).*$", re.MULTILINE)  # of reStructuredText
 _MARKUP = re.compile(r"[*`_]+|:[a-z]+:(?=`)|\[(.*?)\]\([^)]*\)")
 _CITATION = re.compile(r"\[(\d{1,6})\]")
 
@@ -77,7 +81,7 @@ def headline(summary: str, chars_max: int = 160) -> str:
 def terms(text: str, titles: Sequence[str]) -> dict[str, int]:
     """The themes of a document with their counts; those in headings count twice."""
     counts: Counter[str] = Counter()
-    for weight, lines in ((1, sentences(text)), (2, titles)):
+    for weight, lines in ((1, sentences(_DIRECTIVE.sub("", text))), (2, titles)):
         for line in lines:
             for theme in _themes(line):
                 counts[theme] += weight
@@ -108,12 +112,13 @@ def themes(digests: Sequence[Digest], count: int) -> list[str]:
         for theme, times in digest.terms.items():
             spread[theme] += 1
             total[theme] += times
+    named = {stem(word) for digest in digests for heading in digest.headings for word in words(heading)}
     least = 1 if len(digests) < SPREAD_MIN else 2
     most = max(SPREAD_MIN, SHARE_MAX * len(digests))
     scored = [
-        (spread[theme] * math.log1p(times) * (2 if " " in theme else 1), theme)
+        (spread[theme] * math.log1p(times) * (PAIR_WEIGHT if " " in theme else 1), theme)
         for theme, times in total.items()
-        if least <= spread[theme] <= most
+        if least <= spread[theme] <= most and named.issuperset(map(stem, theme.split()))
     ]
     chosen: list[str] = []
     taken: set[str] = set()
@@ -135,7 +140,7 @@ def plan(digests: Sequence[Digest], given: Sequence[str]) -> tuple[list[str], li
     own = [heading for digest in digests for heading in digest.headings if heading.endswith("?")]
     asked = list(dict.fromkeys(own))[: QUESTIONS_MAX // 2]
     wanted = QUESTIONS_MAX - len(asked)
-    return [*asked, *(f"What is the {theme}?" for theme in found[:wanted])], found[wanted:][:THEMES_MAX]
+    return [*asked, *(f"What about {theme}?" for theme in found[:wanted])], found[wanted:][:THEMES_MAX]
 
 
 def passages_prompt(passages: Sequence[tuple[str, str]], question: str = "") -> str:
