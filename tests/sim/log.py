@@ -121,6 +121,7 @@ class Writer:
         self.dropped: Callable[[list[Event], Rejected], None] | None = None
         self._waiting: list[tuple[Event, Receipt | None]] = []
         self._in_flight: dict[int, list[Receipt | None]] = {}
+        self.sent: dict[str, list[Event]] = {}  #: by message id; a leader reads its own commits back undecoded
 
     @property
     def free(self) -> bool:
@@ -149,6 +150,7 @@ class Writer:
             for index, (event, _) in enumerate(taken):
                 packer.add(self._seal(event, index))
             message = Outgoing(self._subject, packer.payload(), codec.message_id(self.boot, self._n), self.seen)
+            self.sent[message.message_id] = [event for event, _ in taken]
             self._in_flight[self._n] = [stored for _, stored in taken]
             self._send(self._n, message)
 

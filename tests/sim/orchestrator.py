@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from swarmd.core import commands, ids, snapshot, subjects
-from swarmd.core.codec import Garbage, Record
+from swarmd.core.codec import Garbage, Record, read_back
 from swarmd.core.errors import Conflict, Rejected
 from swarmd.core.events import Assigned, Event, Failure, Submitted
 from swarmd.core.leader import Leader, LeaderSettings
@@ -93,7 +93,8 @@ class Orchestrator(Process):
             self.later(200, self._read_on)
             return
         for record in log.records[leader.state.seq :]:
-            commit = self._swarm.oracle.codec.decode(record)
+            sent = self._writer.sent.get(record.message_id)
+            commit = self._swarm.oracle.codec.decode(record) if sent is None else read_back(record, sent)
             leader.fold(commit, self.world.now_ms)
             if isinstance(commit, Garbage):
                 continue

@@ -22,6 +22,8 @@ from tests.sim.world import EPOCH_MS, Process, World
 #: Once faults stop, everything must have ended within this much virtual time.
 CONVERGE_MS = 60_000
 SHORT_HORIZON = 250
+#: How late a deadline may be noticed once faults have stopped: an election and some repeats.
+OVERDUE_MS = 4_000
 
 
 class Simulation:
@@ -168,6 +170,13 @@ class Simulation:
             workers.pop(world.chance.randrange(3)).crash()
         self._standing: list[Process] = [*leaders, *workers, self.delegates[-1], *self.clients]
         self._tend()
+        world.at(OVERDUE_MS, self._check_deadlines)
+
+    def _check_deadlines(self) -> None:
+        """Somebody leads by now: whoever missed a deadline has been told so."""
+        for task in self.swarm.oracle.state.tasks.values():
+            if 0 < task.deadline_at_ms < self.world.now_ms - OVERDUE_MS:
+                raise Violation(f"{task.id} is {task.state} long after its deadline")
 
     def _tend(self) -> None:
         """A service manager: whoever should run and does not is started again."""
