@@ -100,7 +100,16 @@ class MemoryTable(Struct, frozen=True, forbid_unknown_fields=True):
     name: Name = "shared"
     enabled: bool = True
     uri: str = ""
+    token_env: str = "SWARMD_MEMORY_TOKEN"
     log_bytes_max: Positive = 4 * 1024**3
+
+
+class ObserverTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """The observer of each swarm. `feed` publishes each folded event; `snapshot_commits` 0 takes no snapshots."""
+
+    feed: bool = False
+    snapshot_commits: Natural = 10_000
+    snapshot_ms: Positive = 60_000
 
 
 class LimitsTable(Struct, frozen=True, forbid_unknown_fields=True):
@@ -161,6 +170,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     model: ModelTable = ModelTable()
     tools: ToolsTable = ToolsTable()
     memory: MemoryTable = MemoryTable()
+    observer: ObserverTable = ObserverTable()
     limits: LimitsTable = LimitsTable()
     swarm: dict[str, SwarmTable] = field(default_factory=dict)
     hive: HiveTable | None = None
@@ -182,6 +192,12 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
         return [agent for agent in self.agent if not agent.swarms or swarm in agent.swarms]
 
 
+#: Settings that name a variable with a secret: such a variable is no setting itself.
+_NAMED_VARIABLES: Final = (
+    ("nats", "password_env", NatsTable().password_env),
+    ("model", "api_key_env", ModelTable().api_key_env),
+    ("memory", "token_env", MemoryTable().token_env),
+)
 #: The sections of plain keys, which variables and flags can override.
 SECTIONS: Final[dict[str, type[Struct]]] = {
     "nats": NatsTable,
@@ -192,6 +208,7 @@ SECTIONS: Final[dict[str, type[Struct]]] = {
     "model": ModelTable,
     "tools": ToolsTable,
     "memory": MemoryTable,
+    "observer": ObserverTable,
     "limits": LimitsTable,
 }
 
@@ -204,7 +221,10 @@ def load(text: str, environ: Mapping[str, str], flags: Overrides | None = None, 
     where = source or "the configuration"
     tree = _parse(text, where)
     _refuse_unknown(tree, Settings, "", where)
-    named = {tree.get("nats", {}).get("password_env", ""), tree.get("model", {}).get("api_key_env", "")}
+    for section in SECTIONS:
+        if not isinstance(tree.get(section, {}), dict):
+            raise Rejected("bad_config", f"{where}: {section} is a table: write [{section}] and its keys below")
+    named = {tree.get(section, {}).get(key, default) for section, key, default in _NAMED_VARIABLES}
     for layer in (from_environment(environ, ignored=frozenset(named)), flags or {}):
         for section, keys in layer.items():
             tree[section] = {**tree.get(section, {}), **keys}
@@ -225,7 +245,10 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         raise Rejected("bad_config", f"{where} cannot be read: {error}") from None
 
 
-def from_environment(environ: Mapping[str, str], ignored: frozenset[str] = frozenset()) -> dict[str, dict[str, Any]]:
+_SECRETS: Final = frozenset(default for _, _, default in _NAMED_VARIABLES)
+
+
+def from_environment(environ: Mapping[str, str], ignored: frozenset[str] = _SECRETS) -> dict[str, dict[str, Any]]:
     """What variables named `SWARMD_<SECTION>_<KEY>` set; lists are separated by commas.
 
     A variable of a known section with an unknown key is an error, since it would be silently without effect;
@@ -235,7 +258,7 @@ def from_environment(environ: Mapping[str, str], ignored: frozenset[str] = froze
     for variable, value in sorted(environ.items()):
         section, _, key = variable.removeprefix(ENV_PREFIX).lower().partition("_")
         table = SECTIONS.get(section) if variable.startswith(ENV_PREFIX) else None
-        if table is None or variable in ignored or variable == NatsTable().password_env:
+        if table is None or variable in ignored:
             continue
         types = {known.name: known.type for known in msgspec.structs.fields(table)}
         if key not in types:

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "agents": {"core", "ports", "leaf", "sdk", "roles", "agents"},
     "demo_agents": {"core", "ports", "leaf", "sdk", "roles", "demo_agents"},
     "roles": {"core", "ports", "config", "leaf", "sdk", "roles"},
-    "edges": {"core", "ports", "config", "leaf", "adapters", "roles", "sdk", "edges"},
+    "edges": {"core", "ports", "config", "leaf", "adapters", "roles", "sdk", "agents", "demo_agents", "edges"},
     "__main__": {"edges"},
     "__init__": {"core", "ports", "config", "leaf", "sdk"},
 }

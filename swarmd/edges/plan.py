@@ -52,7 +52,6 @@ def parts_of(settings: Settings) -> tuple[list[Part], dict[str, str]]:
         else:
             shared = ("--memory", memory.name, "--name", "memory")
             parts.append(Part("memory", "memory", "memory", "", shared))
-    parts = [p for p in parts if p.role not in ("observer", "memory")]  # TEMP
     return parts, without
 
 

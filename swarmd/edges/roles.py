@@ -5,6 +5,7 @@ Everything that can be wrong with what a role is given is found here, before it 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from swarmd.core.errors import Rejected
@@ -12,6 +13,7 @@ from swarmd.core.ids import check_name
 from swarmd.edges import wiring
 from swarmd.edges.loading import OpenModels, OpenTools, load_agents
 from swarmd.edges.settings import (
+    data_dir,
     leader_settings,
     model_settings,
     replies_prefixed,
@@ -49,7 +51,7 @@ def build(args: argparse.Namespace, settings: Settings, swarm: str, name: str) -
         "worker": lambda: _worker(args, settings, swarm, name),
         "delegate": lambda: _delegate(args, settings, swarm),
         "observer": lambda: _observer(settings, swarm, name),
-        "memory": lambda: _memory(settings, name),
+        "memory": lambda: _memory(args, settings, name),
     }
     return builders[args.role]()
 
@@ -130,8 +132,42 @@ def _delegate(args: argparse.Namespace, settings: Settings, swarm: str) -> Role:
 
 
 def _observer(settings: Settings, swarm: str, name: str) -> Role:
-    raise Rejected("not_yet", "no observer")
+    from swarmd.edges.projections import ObserverOptions, run_observer
+
+    folder = data_dir(settings) / "catalog"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    options = ObserverOptions(
+        swarm=swarm,
+        name=name,
+        catalog_path=folder / f"{swarm}.{name}.sqlite",
+        catalog_bytes_max=settings.limits.catalog_bytes_max,
+        feed=settings.observer.feed,
+        snapshot_commits=settings.observer.snapshot_commits,
+        snapshot_ms=settings.observer.snapshot_ms,
+    )
+
+    async def run(nats: NatsSettings, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+        await run_observer(nats, options, telemetry, stop, ready)
+
+    return run
 
 
-def _memory(settings: Settings, name: str) -> Role:
-    raise Rejected("not_yet", "no memory")
+def _memory(args: argparse.Namespace, settings: Settings, name: str) -> Role:
+    from swarmd.edges.projections import MemoryOptions, run_memory
+
+    table = settings.memory
+    options = MemoryOptions(
+        memory=table.name,
+        name=name,
+        data_dir=data_dir(settings),
+        milvus_uri=table.uri,
+        milvus_token=os.environ.get(table.token_env, "") if table.token_env else "",
+        log_bytes_max=table.log_bytes_max,
+        replicas=settings.limits.replicas,
+        rebuild=args.rebuild,
+    )
+
+    async def run(nats: NatsSettings, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+        await run_memory(nats, options, telemetry, stop, ready)
+
+    return run

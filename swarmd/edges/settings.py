@@ -124,7 +124,7 @@ def admin_of(settings: Settings) -> NatsSettings:
 def secrets_of(settings: Settings, nats: NatsSettings | None = None) -> list[str]:
     """Every secret that this process can know, for the logs to hide."""
     found = [nats.password, nats.token] if nats is not None else []
-    for variable in (settings.nats.password_env, settings.model.api_key_env):
+    for variable in (settings.nats.password_env, settings.model.api_key_env, settings.memory.token_env):
         found.append(os.environ.get(variable, "") if variable else "")
     if settings.model.api_key_file:
         try:

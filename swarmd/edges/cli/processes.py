@@ -41,6 +41,7 @@ def _add_run(commands: flags.Commands) -> None:
     run.add_argument("--label", action="append", default=None, metavar="KEY=VALUE", help="worker: may be repeated")
     run.add_argument("--child", default="", metavar="SWARM", help="delegate: the child swarm that it speaks for")
     run.add_argument("--memory", default=None, metavar="NAME", help="the shared memory (default: shared)")
+    run.add_argument("--rebuild", action="store_true", help="memory: drop the store and fill it from the log")
     run.add_argument("--metrics-port", type=int, default=0, help="of /metrics and /readyz (default: any free one)")
     run.add_argument("--replies-prefixed", action=argparse.BooleanOptionalAction, default=None,
                      help="orchestrator: outcomes cross accounts (default: with --user-file)")  # fmt: skip
@@ -69,5 +70,8 @@ def _run(args: argparse.Namespace) -> int:
 def _run_module(args: argparse.Namespace) -> int:
     import asyncio
 
-    code: int = asyncio.run(importlib.import_module(args.module).run(args))
+    from swarmd.edges.role_process import loop_factory
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        code: int = runner.run(importlib.import_module(args.module).run(args))
     return code

@@ -22,7 +22,7 @@ def add(commands: flags.Commands) -> None:
     watch = commands.add("watch", _watch, "watch the swarm live", "swarmd watch --interval 0.5")
     watch.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="between two looks")
     watch.add_argument("--count", type=int, default=0, metavar="N", help="stop after so many looks (0: never)")
-    watch.add_argument("--events", action="store_true", help="follow the feed of folded events instead")
+    watch.add_argument("--events", action="store_true", help="follow the feed of events ([observer] feed = true)")
 
 
 # --- agents and members ----------------------------------------------------------------------------
@@ -195,7 +195,7 @@ async def _watch_events(session: Session) -> int:
             arrived.put_nowait(message)
 
     await session.wire.bus.subscribe(f"swarm.{session.swarm}.event.>", take)
-    note(f"following the events of swarm {session.swarm}; an observer must be running")
+    note(f"following the events of swarm {session.swarm}; an observer publishes them when [observer] feed is true")
     seen = 0
     while True:
         message = await arrived.get()

@@ -269,7 +269,7 @@ async def _tasks_over(session: Session) -> int:
         for task in found["tasks"]:
             print(as_json(task))
         return flags.OK
-    columns = ["task", "state", "agent", "tenant"]
+    columns = ["id", "state", "agent", "tenant", "submitted_at", "ended_at"]
     print(table(columns, [[str(task.get(name, "")) for name in columns] for task in found["tasks"]]))
     note(f"{len(found['tasks'])} tasks, as of sequence {found.get('seq', '?')}")
     return flags.OK
