@@ -42,9 +42,9 @@ class Aftermath(Struct, frozen=True):
 
 
 async def strike(running: Running, ledger: Ledger, log: Log, after: int) -> Strike:
-    """SIGKILL a worker process that has attempts with recorded model calls, once `after` tasks are finished."""
+    """SIGKILL a worker process whose attempts have recorded model calls, once there are `after` in all."""
     while True:
-        writer = _busiest(ledger) if ledger.totals.completed >= after else ""
+        writer = _busiest(ledger) if ledger.totals.model_calls >= after else ""
         if writer:
             struck = await _try(running, ledger, log, writer)
             if struck is not None:

@@ -184,7 +184,7 @@ class Job:
             await asyncio.sleep(LOOK_S)
 
     async def _strike(self) -> None:
-        """Kill one worker when a quarter of the documents is read."""
+        """Kill one worker early on, when there is something to lose and much left to do."""
         library = self._ledgers[LIBRARY]
         after = max(1, len(self._documents.paths) // 4)
         self._struck = struck = await strike(self._running, library, self._logs[LIBRARY], after)
