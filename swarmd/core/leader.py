@@ -16,6 +16,7 @@ from msgspec import Struct
 from swarmd.core import commands
 from swarmd.core import effects as fx
 from swarmd.core.codec import Commit, Garbage
+from swarmd.core.commits import WINDOW
 from swarmd.core.errors import Conflict, Rejected
 from swarmd.core.events import (
     Assigned,
@@ -92,6 +93,7 @@ class Leader:
         self._timers: list[tuple[int, int, str, str, int]] = []
         self._timer_count = 0
         self._again: list[Event] = []
+        self._read: set[int] = set()
         self._intake_folded: set[int] = set()
         self._intake_read = state.intake_seq
         self._settled_at_ms = 0
@@ -109,11 +111,20 @@ class Leader:
             return effects
         for effect in effects:
             self._act(effect, now_ms)
-        if commit.boot == self.boot:
+        if commit.boot == self.boot and self._is_first_reading(commit.n):
             for event in commit.events:
                 if isinstance(event, Event):
                     self._settle_overlay(event, effects)
         return effects
+
+    def _is_first_reading(self, n: int) -> bool:
+        """Whether our commit `n` is read for the first time: a repeat must not end what was decided since."""
+        if n in self._read:
+            return False
+        self._read.add(n)
+        if len(self._read) > 4 * WINDOW:
+            self._read = {known for known in self._read if known > n - WINDOW}
+        return True
 
     def _act(self, effect: fx.Effect, now_ms: int) -> None:
         act = _ACTS.get(type(effect))
