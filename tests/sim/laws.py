@@ -37,6 +37,7 @@ LAWS: Final[dict[int, Law]] = {
             "tests.core.test_commits::test_what_never_came_is_a_gap_once_it_is_too_old_to_come",
             "tests.core.test_commits::test_an_idle_writer_is_forgotten_only_when_its_repeats_are_void",
             "tests.sim.test_laws::test_a_commit_repeated_long_after_changes_nothing",
+            "tests.sim.test_laws::test_a_repeated_commit_of_the_leader_does_not_end_a_later_placement",
             "tests.sim.test_laws::test_a_commit_beyond_the_horizon_is_void",
         ),
     ),

@@ -122,6 +122,26 @@ def test_a_commit_repeated_long_after_changes_nothing() -> None:
     assert len(snapshot.encode(leader.state)) >= len(before)
 
 
+def test_a_repeated_commit_of_the_leader_does_not_end_a_later_placement() -> None:
+    stage = Stage()
+    leader = stage.leading()
+    joined(stage)
+    leader.submit(wish(), "t", stage.now_ms, False, "client")
+    submitted, assigned = leader.decide()
+    stage.write(leader, [assigned], n=4)
+    early = stage.history.records[-1]
+    stage.write(leader, [submitted], n=3)
+    in_flight = leader.decide()
+    assert [type(event.data) for event in in_flight] == [Assigned], "the first one came before its submission"
+    stage.history.store(early.subject, early.message_id, early.payload, early.seen)
+    stage.all_fold()
+    assert leader.decide() == []
+    assert sum(leader._taken.values()) == 1
+    stage.write(leader, in_flight, n=5)
+    assert stage.started(leader) == [("t", 1, NODE)]
+    assert leader._taken == {}
+
+
 def test_a_commit_beyond_the_horizon_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commits, "HORIZON", 3)
     stage = Stage()
