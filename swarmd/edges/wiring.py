@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
@@ -18,7 +18,6 @@ from swarmd.adapters.probe import TelemetryProbe
 from swarmd.adapters.snapshots import NatsSnapshots
 from swarmd.adapters.streams import StreamLimits, ensure_stream, stream_state, swarm_streams
 from swarmd.adapters.system import SystemClock, SystemEntropy
-from swarmd.adapters.telemetry import Telemetry
 from swarmd.core import subjects
 from swarmd.core.errors import Fault
 from swarmd.core.ids import uuid7
@@ -34,6 +33,9 @@ from swarmd.roles.replica import load_state
 from swarmd.roles.worker import NodeOffer, Worker, WorkerSettings
 from swarmd.roles.writer import LogWriter
 from swarmd.sdk import Agent
+
+if TYPE_CHECKING:
+    from swarmd.adapters.telemetry import Telemetry
 
 CLOCK: Final = SystemClock()
 ENTROPY: Final = SystemEntropy()
@@ -116,6 +118,7 @@ async def run_orchestrator(
             clock=CLOCK,
             entropy=ENTROPY,
             probe=probe,
+            meter=telemetry,
         )
         state = await load_state(swarm, log, NatsSnapshots(wire.bus, swarm), probe)
         role = Orchestrator(state, (options.name, boot), ports, options.settings, _incarnation(intake["created"]))
@@ -199,6 +202,7 @@ async def run_worker(
             models=options.models,
             tools=options.tools,
             run_tool=options.run_tool,
+            meter=telemetry,
             memory=options.memory,
         )
         nodes = [NodeOffer(mint(), options.agents, options.capacity, options.labels) for _ in range(options.nodes)]
@@ -241,7 +245,7 @@ async def run_delegate(
         writer = LogWriter(log, subjects.log(parent, role, child), source, boot, CLOCK, TelemetryProbe(telemetry))
         writer.seen = await log.last_seq()
         ports = DelegatePorts(
-            parent=MemberPorts(wire.bus, heart.bus, writer, CLOCK),
+            parent=MemberPorts(wire.bus, heart.bus, writer, CLOCK, telemetry),
             child=ChildSwarm(child, inner.bus, f"{below.inbox_prefix}.of.{parent}.{child}"),
             parent_blobs=NatsBlobs(wire.bus, parent),
             child_blobs=NatsBlobs(inner.bus, child),

@@ -23,7 +23,7 @@ from swarmd.core.ids import check_name, child_id
 from swarmd.core.memory import RecalledPassage, RecallReply, RecallRequest, RememberReply, RememberRequest
 from swarmd.core.outcomes import outcome_at
 from swarmd.core.turns import ModelReply, ModelRequest, Turn
-from swarmd.ports import Blobs, Bus, Clock, Log, Model, Tool
+from swarmd.ports import Blobs, Bus, Clock, Log, Meter, Model, Tool
 from swarmd.roles.writer import LogWriter
 from swarmd.tool_calls import ToolOutcome
 
@@ -50,6 +50,7 @@ class AttemptPorts(Struct, frozen=True):
     models: Callable[[str], Model]
     tools: Callable[[str], Tool]
     run_tool: Callable[[Tool, dict[str, Any]], Awaitable[ToolOutcome]]
+    meter: Meter
     memory: str = "shared"
 
 
@@ -145,10 +146,11 @@ class Context:
             raise AgentFailed("journal_mismatch", f"step {key!r} was recorded as a spawn", retryable=False)
         self.replayed += 1
         self.replayed_model_calls += step.kind == "model"
+        self._ports.meter.count("swarmd_steps_resumed_total", step.kind)
         return step
 
     async def _record(self, fact: Fact) -> None:
-        await self._ports.writer.append(Event(self.task, fact))
+        await self._ports.writer.store(Event(self.task, fact))
 
     def _spend_step(self) -> None:
         if self._steps_left < 0:
@@ -171,6 +173,8 @@ class Context:
         step.duration_ms = self._ports.clock.now_ms() - started
         step.tokens = tokens(value) if tokens is not None else 0
         await self._record(step)
+        self._ports.meter.count("swarmd_steps_total", kind)
+        self._ports.meter.observe("swarmd_step_seconds", step.duration_ms / 1000, kind)
         return msgspec.json.decode(inline) if not blob else msgspec.to_builtins(value)
 
     # --- what agents call ---
@@ -196,12 +200,25 @@ class Context:
         async def act() -> Any:
             if self._tokens_left < 0:
                 raise AgentFailed("budget_exhausted", "no tokens are left in this task's budget", retryable=False)
-            reply = await chosen.complete(request)
+            reply = await self._complete(chosen, request)
             if self._tokens_left:
                 self._tokens_left = max(0, self._tokens_left - _tokens(reply)) or -1
             return reply
 
         return msgspec.convert(await self._journaled(self._key(name), "model", act, _tokens), ModelReply)
+
+    async def _complete(self, model: Model, request: ModelRequest) -> ModelReply:
+        """Call a model and count what it cost."""
+        meter = self._ports.meter
+        try:
+            reply = await model.complete(request)
+        except (Fault, Rejected) as error:
+            meter.count("swarmd_model_calls_total", model.name, error.code)
+            raise
+        meter.count("swarmd_model_calls_total", model.name, "ok")
+        meter.count("swarmd_model_tokens_total", model.name, "input", by=reply.usage.input_tokens)
+        meter.count("swarmd_model_tokens_total", model.name, "output", by=reply.usage.output_tokens)
+        return reply
 
     async def tool(self, name: str, arguments: Mapping[str, Any], *, key: str = "") -> str:
         """Call a tool, as a step; a failing tool returns its error as text, for a model to act on."""
@@ -209,6 +226,7 @@ class Context:
 
         async def act() -> Any:
             outcome = await self._ports.run_tool(tool, dict(arguments))
+            self._ports.meter.count("swarmd_tool_calls_total", name, "error" if outcome.error else "ok")
             return f"error: {outcome.error}" if outcome.error else outcome.text
 
         return str(await self._journaled(self._key(key or f"tool:{name}"), "tool", act))

@@ -19,7 +19,7 @@ from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import Event, Fact, Failed, Failure, MemberJoined, MemberLeft
 from swarmd.core.link import Receiver
 from swarmd.core.wire import Beat, ChildDone, Dispatch, Heartbeat, Rejoin, Report, Start, Stop
-from swarmd.ports import Bus, Clock
+from swarmd.ports import Bus, Clock, Meter
 from swarmd.roles.writer import LogWriter
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEARTBEAT_MS: Final = 250
-REPORT_RETRY_MS: Final = 500
 MESSAGE_CHARS_MAX: Final = 2_000
 Key = tuple[str, int]  #: (task, epoch)
 
@@ -51,6 +50,7 @@ class MemberPorts(Struct, frozen=True):
     heart: Bus
     writer: LogWriter
     clock: Clock
+    meter: Meter
 
 
 class MemberProcess:
@@ -114,7 +114,9 @@ class MemberProcess:
     async def join(self) -> None:
         """Store the offer of every member."""
         writer = self._shell.writer
-        joined = [writer.append(Event(offer.member.replace("/", ":"), offer)) for offer in self.offers()]
+        offers = self.offers()
+        self._shell.meter.gauge("swarmd_capacity_attempts", sum(offer.capacity for offer in offers))
+        joined = [writer.append(Event(offer.member.replace("/", ":"), offer)) for offer in offers]
         await asyncio.gather(*joined)
 
     async def announce(self) -> None:
@@ -190,6 +192,7 @@ class MemberProcess:
                 {member: count for member, count in self._counts.items() if count},
                 listed,
             )
+            self._shell.meter.gauge("swarmd_running_attempts", len(self._running))
             try:
                 await self._shell.heart.publish(subject, msgspec.json.encode(beat))
             except Fault:
@@ -217,7 +220,7 @@ class MemberProcess:
 
     async def _attempt(self, start: Start) -> None:
         """Run one attempt to its report's receipt."""
-        key = (start.task, start.epoch)
+        key, ended = (start.task, start.epoch), "stopped"
         try:
             try:
                 fact = await self.outcome(start)
@@ -226,28 +229,25 @@ class MemberProcess:
                 if back is None:
                     return
                 fact = back
+            ended = type(fact).__name__.lower()
             await self._report(Event(start.task, fact))
         except asyncio.CancelledError:
             return
         finally:
+            self._shell.meter.count("swarmd_attempts_total", start.agent, ended)
             del self._running[key]
             self._counts[start.member] -= 1
             if not self._running:
                 self._idle.set()
 
     async def _report(self, event: Event) -> None:
-        """Hand in the last report of an attempt; a full log is waited out, a report too large becomes a failure."""
-        while True:
-            try:
-                await self._shell.writer.append(event)
-                return
-            except Rejected as error:
-                if error.code == "too_large" and not isinstance(event.data, Failed):
-                    why = Failure("too_large", error.message)
-                    event = Event(event.subject, Failed(epoch=event.data.epoch, failure=why, retryable=False))  # type: ignore[attr-defined]
-                    continue
-                log.warning("a report waits: %s", error.message, extra={"task": event.subject})
-                await self._shell.clock.sleep(REPORT_RETRY_MS)
+        """Hand in the last report of an attempt; one that is too large becomes a failure."""
+        try:
+            await self._shell.writer.store(event)
+        except Rejected as error:
+            epoch: int = event.data.epoch  # type: ignore[attr-defined]  # every report has one
+            why = Failure(error.code, error.message)
+            await self._shell.writer.store(Event(event.subject, Failed(epoch=epoch, failure=why, retryable=False)))
 
 
 def failed(start: Start, code: str, message: str, retryable: bool, retry_after_ms: int = 0) -> Failed:

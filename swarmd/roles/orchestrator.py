@@ -22,8 +22,9 @@ from swarmd.core.leader import Leader, LeaderSettings, OwedOutcome
 from swarmd.core.outcomes import outcome_at
 from swarmd.core.state import SwarmState, Tombstone
 from swarmd.core.status import swarm_status, task_status
-from swarmd.core.wire import Beat, Heartbeat, Outcome, Receipt, StoreHealth, Submission
-from swarmd.ports import Bus, Clock, Entropy, Intake, Lease, Log, Probe
+from swarmd.core.wire import Beat, Heartbeat, Outcome, Receipt, Start, StoreHealth, Submission
+from swarmd.ports import Bus, Clock, Entropy, Intake, Lease, Log, Meter, Probe
+from swarmd.roles.leader_gauges import show_leader, show_store
 from swarmd.roles.replica import Follower, Rewound, agrees
 from swarmd.roles.writer import LogWriter
 
@@ -50,6 +51,7 @@ class OrchestratorPorts(Struct, frozen=True):
     clock: Clock
     entropy: Entropy
     probe: Probe
+    meter: Meter
 
 
 class _BatchAsk:
@@ -252,6 +254,8 @@ class Orchestrator:
     async def _emit(self) -> None:
         bus, leader = self._ports.bus, self.leader
         for key, batch in leader.links.flush(leader.state.seq, self._ports.clock.now_ms()):
+            starts = sum(type(item) is Start for item in batch.items)
+            self._ports.meter.count("swarmd_dispatch_total", by=starts)
             await bus.publish(subjects.dispatch(self._swarm, *key), msgspec.json.encode(batch))
         answers, leader.answers = leader.answers, []
         for ask, answer in answers:
@@ -418,10 +422,12 @@ class Orchestrator:
         purged = 0
         while True:
             await self._ports.clock.sleep(STORES_MS)
+            show_leader(self.leader, self._ports.meter, self._ports.clock.now_ms())
             if not self.leader.leading:
                 continue
             try:
                 for store in await self._ports.stores():
+                    show_store(store, self._ports.meter)
                     self._on_store(store)
                 done = self.leader.state.intake_seq
                 if done > purged:

@@ -41,7 +41,7 @@ class Worker(MemberProcess):
     """Any number of nodes in one process. `resumed`, `replayed` and `replayed_model_calls` count since its start."""
 
     def __init__(self, settings: WorkerSettings, nodes: list[NodeOffer], ports: AttemptPorts, heart: Bus) -> None:
-        super().__init__(settings, MemberPorts(ports.bus, heart, ports.writer, ports.clock))
+        super().__init__(settings, MemberPorts(ports.bus, heart, ports.writer, ports.clock, ports.meter))
         self._ports, self._default_model = ports, settings.default_model
         self._nodes = {node_member(settings.writer, settings.boot, n): node for n, node in enumerate(nodes)}
         self._counts = dict.fromkeys(self._nodes, 0)

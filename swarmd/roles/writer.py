@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EVENTS_MAX: Final = 1_024
 BYTES_MAX: Final = 512 * 1024
+FULL_RETRY_MS: Final = 500
 
 _Receipt = asyncio.Future[Stored]
 _Entry = tuple[Event, "_Receipt | None"]
@@ -59,6 +60,20 @@ class LogWriter:
         self._queue.append((event, receipt))
         self._wake.set()
         return receipt
+
+    async def store(self, event: Event) -> Stored:
+        """Append and wait for the receipt; a full log is waited out, since running work shall finish.
+
+        Raises `Rejected` only for what can never be stored.
+        """
+        while True:
+            try:
+                return await self.append(event)
+            except Rejected as error:
+                if error.code != "log_full":
+                    raise
+                self._probe.trouble("append", error)
+                await self._clock.sleep(FULL_RETRY_MS)
 
     def wake(self) -> None:
         """`supply` may have something now."""

@@ -1,0 +1,36 @@
+"""What an orchestrator shows of itself and its swarm as metrics. Reads the machine, changes nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from swarmd.core.leader import Leader
+    from swarmd.core.wire import StoreHealth
+    from swarmd.ports import Meter
+
+
+def show_leader(leader: Leader, meter: Meter, now_ms: int) -> None:
+    """Leadership, queue, members and their slots; a standby shows only that it stands by."""
+    state = leader.state
+    meter.gauge("swarmd_leader", float(leader.leading))
+    meter.gauge("swarmd_term", state.term)
+    if not leader.leading:
+        return
+    meter.gauge("swarmd_queue_tasks", sum(leader.waiting().values()))
+    meter.gauge("swarmd_live_tasks", len(state.tasks))
+    members = list(state.members.values())
+    reachable = [member for member in members if leader.links.reachable(member)]
+    meter.gauge("swarmd_members", len(reachable), "reachable")
+    meter.gauge("swarmd_members", len(members) - len(reachable), "unreachable")
+    used = sum(len(member.running) for member in members)
+    meter.gauge("swarmd_slots", used, "used")
+    meter.gauge("swarmd_slots", max(0, sum(member.capacity for member in reachable) - used), "free")
+    heard = [leader.links.heard_at_ms(member) for member in reachable]
+    meter.gauge("swarmd_heartbeat_age_seconds", max(0, now_ms - min(heard)) / 1000 if heard else 0.0)
+
+
+def show_store(store: StoreHealth, meter: Meter) -> None:
+    """A store's size and limit."""
+    meter.gauge("swarmd_store_bytes", store.bytes, store.store)
+    meter.gauge("swarmd_store_limit_bytes", store.bytes_max, store.store)
