@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from swarmd.adapters.nats_bus import ApiRefused, NatsBus
+from swarmd.adapters.nats_bus import REPEATED, ApiRefused, NatsBus, parse_headers
 from swarmd.adapters.streams import stream_state
 from swarmd.core.codec import CONTENT_TYPE, Record
 from swarmd.core.errors import Fault, Rejected
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SEEN_HEADER: Final = "Swarmd-Seen"
 _MSG_ID: Final = "Nats-Msg-Id"
 _STREAM_HEADER: Final = "Nats-Stream"
+_ACK: Final = "$JS.ACK."
 #: JetStream's err_code for a stream at its size limit, and for a message larger than the stream takes.
 _STORE_FAILED, _TOO_LARGE, _NO_RESOURCES = 10077, 10054, 10023
 RECEIPT_TIMEOUT_MS: Final = 2_000
@@ -124,7 +125,7 @@ class JetStreamLog:
     async def _read_one(self, seq: int) -> Record:
         body = msgspec.json.encode({"seq": seq})
         message = await self._bus.request_raw(f"$JS.API.DIRECT.GET.{self._stream}", body, 5_000)
-        if not (message.headers and message.headers.get("Status")):
+        if _is_direct(message):
             return _direct_record(message)
         try:
             answer = await self._bus.api(f"STREAM.MSG.GET.{self._stream}", body)
@@ -140,7 +141,10 @@ class JetStreamLog:
             batch = [record for record in batch if record.seq <= upto]
             if not batch:
                 raise Fault("gap", f"stream {self._stream} holds nothing at sequence {position + 1}")
-            _check_contiguous(self._stream, position, batch)
+            try:
+                _check_contiguous(self._stream, position, batch)
+            except _Broken:
+                raise Fault("gap", f"stream {self._stream} does not hold sequence {position + 1}") from None
             position = batch[-1].seq
             yield batch
 
@@ -149,11 +153,10 @@ class JetStreamLog:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def take(message: Msg) -> None:
-            if message.headers and message.headers.get("Status"):
-                if not done.done():
-                    done.set_result(None)
-            else:
+            if _is_direct(message):
                 records.append(_direct_record(message))
+            elif not done.done():
+                done.set_result(None)
 
         subscription = await self._bus.subscribe_raw(inbox, take)
         try:
@@ -261,15 +264,17 @@ class _Tail:
 
     def _take(self, message: Msg) -> None:
         headers = message.headers
-        if headers and "Status" in headers:
-            if headers["Status"] == "408":  # a pull request ran out of time with so much of it unserved
+        if not message.reply.startswith(_ACK):  # a stored message may have any header, but never this reply subject
+            status = headers.get("Status") if headers else None
+            if headers and status == "408":  # a pull request ran out of time with so much of it unserved
                 self._wanted -= int(headers.get("Nats-Pending-Messages", "0"))
-            elif headers["Status"] != "100":
+            elif status != "100":
                 self._broken = True
             self._arrived.set()
             return
         seq = int(message.reply.split(".", 6)[5])
-        self._records.append(_record(seq, message.subject, headers, message.data))
+        is_copy = headers is not None and _STREAM_HEADER in headers
+        self._records.append(_record(seq, message.subject, headers, message.data, is_copy))
         self._arrived.set()
 
     async def next_batch(self) -> list[Record]:
@@ -300,29 +305,30 @@ class _Tail:
             self._subscription = None
 
 
-def _record(
-    seq: int, subject: str, headers: dict[str, str] | None, payload: bytes, read_directly: bool = False
-) -> Record:
-    if not headers:
-        return Record(seq, subject, "", payload)
-    if _STREAM_HEADER in headers and not read_directly:
-        # A copy that the broker made of another stored message, not something that a writer sent.
+def _record(seq: int, subject: str, headers: dict[str, str] | None, payload: bytes, is_copy: bool) -> Record:
+    """`is_copy`: the broker made it of another stored message; no writer sent it, so it counts as nobody's."""
+    if not headers or is_copy:
         return Record(seq, subject, "", payload)
     seen = headers.get(SEEN_HEADER, "")
-    return Record(seq, subject, headers.get(_MSG_ID, ""), payload, int(seen) if seen.isdecimal() else 0)
+    sound = len(seen) < 16 and seen.isascii() and seen.isdecimal()
+    return Record(seq, subject, headers.get(_MSG_ID, ""), payload, int(seen) if sound else 0)
+
+
+def _is_direct(message: Msg) -> bool:
+    """Whether this is a stored message, read directly: the broker has added where it is stored."""
+    headers = message.headers
+    return headers is not None and "Nats-Sequence" in headers and "Nats-Subject" in headers
 
 
 def _direct_record(message: Msg) -> Record:
     headers = message.headers or {}
-    return _record(int(headers["Nats-Sequence"]), headers["Nats-Subject"], headers, message.data, True)
+    is_copy = REPEATED.format(_STREAM_HEADER) in headers
+    return _record(int(headers["Nats-Sequence"]), headers["Nats-Subject"], headers, message.data, is_copy)
 
 
 def _stored_record(message: dict[str, Any]) -> Record:
     import base64
 
-    headers: dict[str, str] = {}
-    for line in base64.b64decode(message.get("hdrs", "")).decode(errors="replace").split("\r\n")[1:]:
-        name, separator, value = line.partition(":")
-        if separator:
-            headers[name] = value.strip()
-    return _record(message["seq"], message["subject"], headers, base64.b64decode(message.get("data", "")))
+    headers = parse_headers(base64.b64decode(message.get("hdrs", "")))
+    payload = base64.b64decode(message.get("data", ""))
+    return _record(message["seq"], message["subject"], headers, payload, _STREAM_HEADER in headers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from nats import errors
 from nats.aio.client import Client
@@ -21,6 +21,31 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription as NatsSubscription
 
 RawHandler = Callable[["Msg"], None]
+
+
+#: Marks a header that a message has more than once; with its space it cannot be a name that was sent.
+REPEATED: Final = "{} (repeated)"
+
+
+def parse_headers(raw: bytes) -> dict[str, str]:
+    """The header lines of a message; of a repeated name the last value, and a mark that it was repeated.
+
+    On a direct read the broker adds headers of its own after the stored ones. The library keeps the last of each
+    name and drops the fact that there were others, by which a copy of a message is told from the message.
+    A line named `Status` is left out: the broker's own status is no line, and no sender may imitate it.
+    """
+    headers: dict[str, str] = {}
+    for line in raw.split(b"\r\n"):
+        name, colon, value = line.partition(b":")
+        if not colon or not name.isascii():
+            continue
+        key = name.strip().decode("ascii")
+        if not key or key == "Status" or any(letter.isspace() for letter in key):
+            continue
+        if key in headers:
+            headers[REPEATED.format(key)] = headers[key]
+        headers[key] = value.strip().decode("utf-8", "replace")
+    return headers
 
 
 class _Direct:
@@ -58,6 +83,7 @@ class NatsBus:
 
     def __init__(self, client: Client) -> None:
         self.client = client
+        client._parse_header_lines = parse_headers  # type: ignore[method-assign]
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def watch(self) -> None:
