@@ -1,13 +1,12 @@
 """What the logs of the swarms say about a run: counts for the display, and the proof that nothing was done twice.
 
-A `Ledger` folds one swarm's log as every replica does, and keeps besides which steps were stored how often and what
+A `Ledger` folds one swarm's log as every replica does, and keeps besides in which attempt a step was recorded and what
 the attempts of lost members had recorded. Must not know who reads it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct, field
@@ -56,7 +55,9 @@ class Ledger:
         self.state = SwarmState(swarm)
         self.lost: list[LostAttempt] = []
         self._codec = Codec()
-        self._stored: Counter[tuple[str, str]] = Counter()
+        self._folded: set[str] = set()
+        self._recorded: dict[tuple[str, str], int] = {}
+        self._again: set[tuple[str, str]] = set()
         self._kinds: dict[tuple[str, str], str] = {}
         self._model_calls = 0
         self._moved = asyncio.Event()
@@ -65,18 +66,28 @@ class Ledger:
         """Fold one record of the log."""
         commit = self._codec.decode(record)
         losses = self._losses(commit)
-        apply(self.state, commit)
-        if isinstance(commit, Commit):
-            for event in commit.events:
+        refused: list[int] = []
+        apply(self.state, commit, refused)
+        if isinstance(commit, Commit) and commit.message_id not in self._folded:
+            self._folded.add(commit.message_id)
+            for index, event in enumerate(commit.events):
                 if isinstance(event, Event) and isinstance(event.data, Stepped):
-                    self._step(event.subject, event.data)
+                    self._step(event.subject, event.data, index not in refused)
         self.lost += [loss for loss in losses if loss.member not in self.state.members]
 
-    def _step(self, task: str, fact: Stepped) -> None:
+    def _step(self, task: str, fact: Stepped, accepted: bool) -> None:
+        """Whoever writes a step that was recorded in its own or an earlier attempt has done it again.
+
+        A step of an attempt that was declared lost meanwhile, as of a member that was only slow, is no such thing.
+        """
         place = (task, fact.key)
-        self._stored[place] += 1
-        self._kinds[place] = fact.kind
-        self._model_calls += fact.kind == MODEL
+        known = self._recorded.get(place)
+        if known is not None and fact.epoch >= known:
+            self._again.add(place)
+        elif accepted:
+            self._recorded[place] = fact.epoch
+            self._kinds[place] = fact.kind
+            self._model_calls += fact.kind == MODEL
 
     def _losses(self, commit: Commit | Garbage) -> list[LostAttempt]:
         """What the members that this commit declares lost had under way, if the fold accepts it."""
@@ -122,8 +133,8 @@ class Ledger:
 
     @property
     def repeated(self) -> list[tuple[str, str]]:
-        """(task, step) of every step that was recorded more than once: done again after its record was stored."""
-        return sorted(place for place, times in self._stored.items() if times > 1)
+        """(task, step) of every step that was done again although its record was there."""
+        return sorted(self._again)
 
     @property
     def totals(self) -> Totals:
