@@ -104,7 +104,7 @@ async def run_observer(
     swarm = options.swarm
     settings = ObserverSettings(swarm, options.name, options.feed, options.snapshot_commits, options.snapshot_ms)
     catalog = SqliteCatalog(options.catalog_path, options.catalog_bytes_max)
-    async with connected(nats, f"observer-{options.name}") as wire:
+    async with connected(nats, f"observer-{options.name}", telemetry) as wire:
         ports = ObserverPorts(
             log=wire.log(subjects.log_stream(swarm)),
             bus=wire.bus,
@@ -149,7 +149,7 @@ async def run_memory(
 ) -> None:
     """Run one memory node until `stop` is set; `ready` is called whenever it has begun to follow its log."""
     memory = options.memory
-    async with connected(nats, f"memory-{options.name}") as wire:
+    async with connected(nats, f"memory-{options.name}", telemetry) as wire:
         for config in memory_streams(memory, options.log_bytes_max, options.replicas):
             await ensure_stream(wire.bus, config)
         async with _milvus(options) as uri:

@@ -66,11 +66,13 @@ class Wire:
 
 
 @asynccontextmanager
-async def connected(settings: NatsSettings, name: str) -> AsyncIterator[Wire]:
+async def connected(settings: NatsSettings, name: str, telemetry: Telemetry | None = None) -> AsyncIterator[Wire]:
     """A connection that tells its logs when it breaks."""
     wire = Wire()
 
     async def on_disconnect() -> None:
+        if telemetry is not None:
+            telemetry.count("swarmd_broker_disconnects_total")
         for log in wire.logs:
             log.disconnected()
 
@@ -103,7 +105,7 @@ async def run_orchestrator(
     ready: Callable[[], None],
 ) -> None:
     """Run one orchestrator until `stop` is set; `ready` is called once it follows its log."""
-    async with connected(nats, f"orchestrator-{options.name}") as wire:
+    async with connected(nats, f"orchestrator-{options.name}", telemetry) as wire:
         swarm, probe = options.swarm, TelemetryProbe(telemetry)
         for config in swarm_streams(swarm, options.limits):
             await ensure_stream(wire.bus, config)
@@ -182,7 +184,10 @@ async def run_worker(
 ) -> None:
     """Run one worker process until `stop` is set, then drain it."""
     boot, role = new_boot(), "worker"
-    async with connected(nats, f"worker-{options.name}") as wire, connected(nats, f"heart-{options.name}") as heart:
+    async with (
+        connected(nats, f"worker-{options.name}", telemetry) as wire,
+        connected(nats, f"heart-{options.name}") as heart,
+    ):
         log = wire.log(subjects.log_stream(options.swarm))
         writer = LogWriter(
             log,
@@ -236,7 +241,7 @@ async def run_delegate(
     boot, role, parent, child = new_boot(), "delegate", options.parent, options.child
     below = options.child_nats or nats
     async with (
-        connected(nats, f"delegate-{child}") as wire,
+        connected(nats, f"delegate-{child}", telemetry) as wire,
         connected(nats, f"heart-{child}") as heart,
         connected(below, f"delegate-{child}-of-{parent}") as inner,
     ):

@@ -111,6 +111,7 @@ class Observer:
         self._flushing = asyncio.Lock()
         self._flush_wanted = asyncio.Event()
         self._moved = asyncio.Event()
+        self._submitted_ms: dict[str, int] = {}
         self._feed: deque[tuple[str, bytes]] = deque()
         self._feed_wanted = asyncio.Event()
         self._saved_seq = state.seq
@@ -191,11 +192,16 @@ class Observer:
         if isinstance(commit, Garbage):
             meter.count("swarmd_commits_void_total", "garbage")
             return
+        now = self._ports.clock.now_ms()
         for effect in effects:
             if isinstance(effect, fx.Ended):
                 meter.count("swarmd_tasks_total", effect.task.agent, effect.state)
+                seen_ms = self._submitted_ms.pop(effect.task.id, None)
+                if seen_ms is not None:
+                    meter.observe("swarmd_task_seconds", (now - seen_ms) / 1000, effect.task.agent)
             elif isinstance(effect, fx.Queued) and effect.task.submitted[0] == commit.seq:
                 meter.count("swarmd_tasks_submitted_total", effect.task.agent)
+                self._submitted_ms[effect.task.id] = now
             elif isinstance(effect, fx.Refusal):
                 meter.count("swarmd_submissions_rejected_total", effect.failure.code)
             elif isinstance(effect, fx.Delayed):
