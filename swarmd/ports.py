@@ -229,6 +229,10 @@ class Probe(Protocol):
         """Something failed and will be tried again."""
         ...
 
+    def notice(self, what: str) -> None:
+        """Something worth a line in the log, and all is well."""
+        ...
+
     def incident(self, what: str) -> None:
         """Something an operator must know."""
         ...

@@ -27,5 +27,8 @@ class TelemetryProbe:
     def trouble(self, where: str, error: Exception) -> None:
         log.warning("%s: %s; trying again", where, error)
 
+    def notice(self, what: str) -> None:
+        log.info("%s", what)
+
     def incident(self, what: str) -> None:
         log.warning("%s", what)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 TICK_MS = 50
 BEAT_MS = 250
 STORES_MS = 2_000
+RENEW_MS = 400
 RESULT_WAIT_MS_MAX = 3_600_000
 OUTCOME_BYTES_MAX = 400_000
 #: New work is refused above this share of a store, so that running work can finish in the rest.
@@ -69,6 +70,17 @@ class _ResultAsk:
 
     def __init__(self, reply: str) -> None:
         self.reply = reply
+
+
+class _Service:
+    """What only a leader does: its requests' subscription and its reading of the intake."""
+
+    def __init__(self, ctl: Subscription, intake: asyncio.Task[None]) -> None:
+        self._ctl, self._intake = ctl, intake
+
+    async def end(self) -> None:
+        self._intake.cancel()
+        await self._ctl.close()
 
 
 class Orchestrator:
@@ -186,43 +198,59 @@ class Orchestrator:
             await clock.sleep(300)
 
     async def _lead(self) -> None:
-        lease, clock, probe = self._ports.lease, self._ports.clock, self._ports.probe
-        self._writer.append(self.leader.campaign()).add_done_callback(lambda receipt: receipt.exception())
-        ctl: Subscription | None = None
-        intake: asyncio.Task[None] | None = None
-        renewed_ms = clock.now_ms()
+        """Hold the lease: campaign, serve while leading, until the lease or the leadership is gone."""
+        term = self._run_for_office()
+        serving: _Service | None = None
+        renewed_ms = self._ports.clock.now_ms()
         try:
             while True:
-                if self.leader.leading and ctl is None:
-                    ctl = await self._ports.bus.subscribe(subjects.ctl(self._swarm, "*"), self._on_ctl)
-                    intake = self._group.create_task(self._read_intake())
-                    probe.incident(f"{self._writer_name} leads {self._swarm} in term {self.leader.state.term}")
-                if ctl is None:
-                    self._led.clear()
-                    try:
-                        async with asyncio.timeout(0.4):
-                            await self._led.wait()
-                    except TimeoutError:
-                        pass
-                else:
-                    await clock.sleep(500)
-                    if not self.leader.leading:
+                self._led.clear()
+                if self.leader.leading and serving is None:
+                    serving = await self._serve()
+                elif serving is not None and not self.leader.leading:
+                    return
+                elif serving is None and self.leader.state.term >= term:
+                    term = self._run_for_office()  # somebody else's term was stored first
+                await self._wait_folded(RENEW_MS)
+                if self._ports.clock.now_ms() - renewed_ms >= RENEW_MS:
+                    renewed_ms = self._ports.clock.now_ms()
+                    if not await self._renew():
                         return
-                if clock.now_ms() - renewed_ms >= 400:
-                    renewed_ms = clock.now_ms()
-                    try:
-                        if not await lease.renew():
-                            probe.incident(f"{self._writer_name} lost the lease of {self._swarm}")
-                            return
-                    except Fault as error:
-                        probe.trouble("lease", error)
         finally:
             self.leader.resign()
             self._emit_wanted.set()
-            if intake is not None:
-                intake.cancel()
-            if ctl is not None:
-                await ctl.close()
+            if serving is not None:
+                await serving.end()
+
+    def _run_for_office(self) -> int:
+        """Append our election; the term it is for."""
+        self._writer.append(self.leader.campaign()).add_done_callback(lambda receipt: receipt.exception())
+        return self.leader.state.term + 1
+
+    async def _serve(self) -> _Service:
+        """We lead: take requests and raw submissions."""
+        ctl = await self._ports.bus.subscribe(subjects.ctl(self._swarm, "*"), self._on_ctl)
+        self._ports.probe.notice(f"{self._writer_name} leads {self._swarm} in term {self.leader.state.term}")
+        return _Service(ctl, self._group.create_task(self._read_intake()))
+
+    async def _wait_folded(self, timeout_ms: int) -> None:
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                await self._led.wait()
+        except TimeoutError:
+            return
+        if self.leader.leading:
+            await self._ports.clock.sleep(timeout_ms)  # under load every moment brings a fold
+
+    async def _renew(self) -> bool:
+        try:
+            if await self._ports.lease.renew():
+                return True
+        except Fault as error:
+            self._ports.probe.trouble("lease", error)
+            return True
+        self._ports.probe.incident(f"{self._writer_name} lost the lease of {self._swarm}")
+        return False
 
     async def _ticker(self) -> None:
         beat_at_ms = 0
@@ -233,14 +261,14 @@ class Orchestrator:
             now = self._ports.clock.now_ms()
             self.leader.tick(now)
             for key, batch in self.leader.links.overdue(now):
-                await self._ports.bus.publish(subjects.dispatch(self._swarm, *key), msgspec.json.encode(batch))
+                await self._publish(subjects.dispatch(self._swarm, *key), msgspec.json.encode(batch))
             self._writer.wake()
             self._emit_wanted.set()
             if now - beat_at_ms >= BEAT_MS:
                 beat_at_ms = now
                 state = self.leader.state
                 beat = Beat(state.term, state.seq, self._writer_name)
-                await self._ports.bus.publish(subjects.beat(self._swarm), msgspec.json.encode(beat))
+                await self._publish(subjects.beat(self._swarm), msgspec.json.encode(beat))
 
     # --- sending ---
 
@@ -251,22 +279,29 @@ class Orchestrator:
             self._emit_wanted.clear()
             await self._emit()
 
+    async def _publish(self, subject: str, payload: bytes) -> None:
+        """Send what may be lost: dispatch is repeated until acknowledged, clients ask again, beacons come anew."""
+        try:
+            await self._ports.bus.publish(subject, payload)
+        except Fault as error:
+            self._ports.probe.trouble("publish", error)
+
     async def _emit(self) -> None:
-        bus, leader = self._ports.bus, self.leader
+        leader = self.leader
         for key, batch in leader.links.flush(leader.state.seq, self._ports.clock.now_ms()):
             starts = sum(type(item) is Start for item in batch.items)
             self._ports.meter.count("swarmd_dispatch_total", by=starts)
-            await bus.publish(subjects.dispatch(self._swarm, *key), msgspec.json.encode(batch))
+            await self._publish(subjects.dispatch(self._swarm, *key), msgspec.json.encode(batch))
         answers, leader.answers = leader.answers, []
         for ask, answer in answers:
             self._answer(ask, answer)
         replies, self._replies = self._replies, []
         for reply, payload in replies:
-            await bus.publish(reply, payload)
+            await self._publish(reply, payload)
         outcomes, leader.outcomes = leader.outcomes, {}
         for (reply, packed), group in outcomes.items():
             for payload in _pack_outcomes(group, packed):
-                await bus.publish(self.reply_prefix + reply, payload)
+                await self._publish(self.reply_prefix + reply, payload)
         owed, leader.owed = leader.owed, []
         for one in owed:
             self._group.create_task(self._pay(one))
@@ -296,7 +331,7 @@ class Orchestrator:
         """Send an outcome that a former leader may not have sent."""
         outcome = await self._outcome_at(owed.task, owed.buried)
         for payload in _pack_outcomes([outcome], owed.packed):
-            await self._ports.bus.publish(self.reply_prefix + owed.reply, payload)
+            await self._publish(self.reply_prefix + owed.reply, payload)
 
     async def _outcome_at(self, task_id: str, buried: Tombstone) -> Outcome:
         (record,) = await self._ports.log.read([buried.verdict[0]])
