@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from swarmd.core.ids import swarm_member
 from swarmd.core.link import Sender
-from swarmd.core.wire import Dispatch, Heartbeat, Item, Rejoin, Report, Start
+from swarmd.core.wire import Dispatch, Heartbeat, Item, Rejoin, Report, Start, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,11 +81,17 @@ class Links:
     def offered(self, member: Member, now_ms: int) -> None:
         """A member joined, or another process speaks for it now: it has a lease from here on."""
         key = (member.role, member.writer, member.boot)
+        former = self._of_member.get(member.id)
         self.gone(member)
         link = self._links.get(key) or self._open(key, 0, now_ms, Report())
         if not link.members and not link.list_owed:
             # It may still run what it was given before it was declared lost.
             self._queue(link, Report())
+        if former is not None and former is not link and member.kind == "swarm":
+            # What the former delegate was told to stop and may not have heard of still runs in the child.
+            for item in former.sender.in_flight():
+                if isinstance(item, Stop):
+                    self._queue(link, item)
         link.members[member.id] = member
         link.lost = False
         self._of_member[member.id] = link

@@ -142,6 +142,21 @@ async def test_a_cancel_reaches_the_child(tmp_path: Path) -> None:
         await until("the child's attempt is stopped", stopped)
 
 
+async def test_a_cancel_without_a_delegate_reaches_the_child_through_the_next(tmp_path: Path) -> None:
+    gate = Gate()
+    async with hive(tmp_path, "hive", "desk") as world, world.client("hive") as client, world.client("desk") as desk:
+        await world.worker("desk", {"hold": gate.agent})
+        first = await world.delegate("hive", "desk")
+        await joined(client, "swarm/desk", "hold")
+        held = await client.submit("hold", 1)
+        await asyncio.wait_for(gate.began.wait(), 20)
+        await world.kill(first)
+        await client._bus.request(subjects.ctl("hive", "cancel"), msgspec.json.encode(TaskQuery(held.task)), 5_000)
+        assert (await client.outcome(held, 20_000)).state == "cancelled"
+        await world.delegate("hive", "desk")
+        assert (await desk.outcome(gate.tasks[0], 20_000)).state == "cancelled"
+
+
 async def test_a_failure_in_the_child_is_the_parents_verdict(tmp_path: Path) -> None:
     calls = []
 
