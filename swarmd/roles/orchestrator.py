@@ -283,7 +283,7 @@ class Orchestrator:
         """Send what may be lost: dispatch is repeated until acknowledged, clients ask again, beacons come anew."""
         try:
             await self._ports.bus.publish(subject, payload)
-        except Fault as error:
+        except (Fault, Rejected) as error:
             self._ports.probe.trouble("publish", error)
 
     async def _emit(self) -> None:
