@@ -244,6 +244,29 @@ def test_settled_discharges_what_was_told_and_never_goes_back() -> None:
     assert (history.state.untold, history.state.intake_seq) == ([], 4)
 
 
+def test_a_hedged_attempt_that_fails_leaves_the_other_running() -> None:
+    history = History().running(retry=ONCE).assigned(epoch=2, member=OTHER)
+    assert history.work("t", Failed(epoch=1, failure=WHY)) == []
+    history.other("t", Suspended(epoch=2, waits=[]))
+    assert history.state.tasks["t"].state == "queued"
+
+
+def test_a_hedged_attempt_that_is_lost_leaves_the_other_running() -> None:
+    history = History().running().assigned(epoch=2, member=OTHER)
+    history.lead(NODE, MemberLost(term=1, member=NODE))
+    assert (history.state.tasks["t"].state, list(history.state.tasks["t"].attempts)) == ("assigned", [2])
+
+
+def test_only_so_many_dead_letters_and_tombstones_are_kept() -> None:
+    history = History().joined()
+    history.lead("s", Configured(term=1, live_tasks_max=9, remembered_max=4, dead_max=1, losses_max=9))
+    for n in range(5):
+        history.submitted(f"t{n}", retry=ONCE).assigned(f"t{n}")
+        history.work(f"t{n}", Failed(epoch=1, failure=WHY))
+    assert list(history.state.dead) == ["t4"]
+    assert [*history.state.older_tombstones, *history.state.tombstones] == ["t2", "t3", "t4"]
+
+
 # --- ignored ---
 
 LEADER_FACTS: list[Fact] = [
