@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 from swarmd.adapters.extractive_model import OFFLINE_NOTICE
 from swarmd.adapters.nats_server import find_nats_server
 from swarmd.core.errors import Rejected
+from tests.contract.scripted_http import Asked, http, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,6 +97,31 @@ def test_a_worker_killed_in_mid_run_repeats_nothing_that_was_recorded(tmp_path: 
     assert (crash["steps_repeated"], account["steps_repeated"]) == (0, 0)
     assert account["documents"] == 8
     assert "model calls and" in (tmp_path / "report.md").read_text()
+
+
+@needs_memory
+@pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="needs openai (pip install 'swarmd[models]')")
+@pytest.mark.slow
+async def test_a_real_endpoint_is_asked_once_for_each_recorded_call(tmp_path: Path) -> None:
+    """The endpoint counts for itself: besides what is recorded it sees at most the calls in flight at the kill."""
+
+    def answer(asked: Asked) -> bytes:
+        message = {"role": "assistant", "content": "The lease decides before the epoch is asked. [1]"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 10, "completion_tokens": 10, "total_tokens": 20}
+        body = {"id": "c", "object": "chat.completion", "created": 1, "model": "tiny", "choices": [choice]}
+        return http({**body, "usage": usage})
+
+    write_documents(tmp_path / "texts", 60)
+    async with serving(answer) as endpoint:
+        asking = ["texts", "--crash", "--model", "openai:tiny", "--base-url", f"{endpoint.url}/v1"]
+        account = account_of(await asyncio.to_thread(demo, tmp_path, *asking))
+    assert account["model"] == "openai:tiny"
+    assert account["crash"]["model_calls_kept"] > 0
+    assert 0 <= len(endpoint.asked) - account["model_calls"] <= account["crash"]["attempts_lost"]
+    report = (tmp_path / "report.md").read_text()
+    assert "Model: openai:tiny." in report
+    assert OFFLINE_NOTICE not in report
 
 
 @pytest.mark.parametrize(
