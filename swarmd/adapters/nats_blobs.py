@@ -42,17 +42,25 @@ class NatsBlobs:
         digest = await asyncio.to_thread(lambda: hashlib.sha256(payload).hexdigest())
         chunks = [payload[i : i + CHUNK_BYTES] for i in range(0, len(payload), CHUNK_BYTES)]
         for number, chunk in enumerate(chunks):
-            await self._store(subjects.blob(self._swarm, digest, number), chunk)
+            await self._store(digest, str(number), chunk)
         manifest = msgspec.json.encode(_Manifest(len(payload), len(chunks)))
-        await self._store(subjects.blob(self._swarm, digest, _MANIFEST), manifest)
+        await self._store(digest, _MANIFEST, manifest)
         return digest
 
-    async def _store(self, subject: str, payload: bytes) -> None:
+    async def _store(self, digest: str, part: str, payload: bytes) -> None:
+        """Store one part. It is written once: a second time it must be the same, or the store is full."""
+        subject = subjects.blob(self._swarm, digest, part)
         answer = msgspec.json.decode(await self._bus.request(subject, payload, 10_000))
         error = answer.get("error")
         if error and error.get("err_code") == _STORE_FAILED:
-            raise Rejected("blobs_full", f"stream {self._stream} is full: raise its limit or remove old blobs")
-        if error:
+            try:
+                stored = await self._fetch(digest, part)
+            except Rejected:
+                why = f"stream {self._stream} is full: raise its limit or remove old blobs"
+                raise Rejected("blobs_full", why) from None
+            if stored != payload:
+                raise Rejected("blob_corrupt", f"blob {digest} has another content than its hash says")
+        elif error:
             raise Fault("broker_error", f"stream {self._stream}: {error.get('description')}")
 
     async def get(self, digest: str) -> bytes:

@@ -37,7 +37,7 @@ def swarm_streams(swarm: str, limits: StreamLimits) -> list[dict[str, Any]]:
         | {"deny_delete": True},
         _stream(subjects.intake_stream(swarm), subjects.submit(swarm), limits.intake_bytes_max, limits.replicas),
         _stream(subjects.blob_stream(swarm), f"swarm.{swarm}.blob.>", limits.blob_bytes_max, limits.replicas)
-        | {"max_msgs_per_subject": 1},
+        | {"max_msgs_per_subject": 1, "discard_new_per_subject": True},
         _stream(subjects.snapshot_stream(swarm), subjects.snapshot(swarm), 1024**2, limits.replicas)
         | {"max_msgs_per_subject": 2, "discard": "old"},
         _stream(subjects.lease_stream(swarm), subjects.lease(swarm), 1024**2, limits.replicas)

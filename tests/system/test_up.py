@@ -36,7 +36,7 @@ def get(url: str) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningUp]:
-    with RunningUp(tmp_path_factory.mktemp("up") / "data", **NO_MEMORY) as running:
+    with RunningUp(tmp_path_factory.mktemp("up") / "data", environ=NO_MEMORY) as running:
         yield running
 
 
@@ -108,7 +108,7 @@ def test_a_used_port_is_named(tmp_path: Path) -> None:
 def test_agents_that_cannot_be_loaded_are_an_error_at_the_start(tmp_path: Path) -> None:
     done = swarmd(
         *("up", "--data", str(tmp_path / "data"), "--port", "0", "--metrics-port", "0", "--agents", "no.such"),
-        **NO_MEMORY,
+        environ=NO_MEMORY,
     )
     assert done.code == 3
     assert "there is no module 'no.such'" in done.err
@@ -125,7 +125,7 @@ def test_a_killed_part_is_replaced_and_work_goes_on(up: RunningUp, part: str) ->
 
 
 def test_it_ends_in_order_and_its_data_survives(tmp_path: Path) -> None:
-    with RunningUp(tmp_path / "data", **NO_MEMORY) as first:
+    with RunningUp(tmp_path / "data", environ=NO_MEMORY) as first:
         assert first.run("submit", "echo", "kept", "--id", "before", "--wait").code == 0
         assert first.run("submit", "nobody", "1", "--id", "waiting").code == 0
         pids = list(first.ready["pids"].values())
@@ -133,7 +133,7 @@ def test_it_ends_in_order_and_its_data_survives(tmp_path: Path) -> None:
     assert wait_gone(pids) == []
     assert not (tmp_path / "data" / "up.json").exists()
     assert "KILL" not in first.errors()
-    with RunningUp(tmp_path / "data", **NO_MEMORY) as second:
+    with RunningUp(tmp_path / "data", environ=NO_MEMORY) as second:
         assert second.run("result", "before", "--json").json()["output"] == "kept"
         assert second.run("status", "waiting", "--json").json()["state"] == "queued"
         status = second.run("status", "--json").json()
@@ -142,11 +142,11 @@ def test_it_ends_in_order_and_its_data_survives(tmp_path: Path) -> None:
 
 
 def test_everything_dies_with_it(tmp_path: Path) -> None:
-    with RunningUp(tmp_path / "data", **NO_MEMORY) as running:
+    with RunningUp(tmp_path / "data", environ=NO_MEMORY) as running:
         pids = list(running.ready["pids"].values())
         running.end(signal.SIGKILL)
         assert wait_gone(pids) == []
-    with RunningUp(tmp_path / "data", **NO_MEMORY) as again:
+    with RunningUp(tmp_path / "data", environ=NO_MEMORY) as again:
         assert again.run("submit", "echo", "1", "--wait").out == "1\n"
 
 

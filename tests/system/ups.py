@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import os
 import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from swarmd.edges import cli
+
 START_S = 60.0
 END_S = 40.0
+COMMAND_S = 60.0
+NONE: Mapping[str, str] = {}
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith(("SWARMD_", "OPENAI_"))}
 
 
@@ -33,24 +42,47 @@ class Done:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
-def swarmd(*arguments: str, stdin: str = "", timeout_s: float = 60.0, **environ: str) -> Done:
+def swarmd(*arguments: str, environ: Mapping[str, str] = NONE) -> Done:
     """Run one command to its end."""
     done = subprocess.run(
         [sys.executable, "-m", "swarmd", *arguments],
         capture_output=True,
         text=True,
-        input=stdin,
-        timeout=timeout_s,
+        timeout=COMMAND_S,
         env={**PLAIN, **environ},
         check=False,
     )
     return Done(done.returncode, done.stdout, done.stderr)
 
 
+def _main(arguments: list[str], stdin: str) -> Done:
+    """`swarmd.edges.cli.main` with streams and environment of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    kept = dict(os.environ), sys.stdin
+    os.environ.clear()
+    os.environ.update(PLAIN)
+    sys.stdin = io.TextIOWrapper(io.BytesIO(stdin.encode()))
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = cli.main(arguments)
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+    finally:
+        os.environ.clear()
+        os.environ.update(kept[0])
+        sys.stdin = kept[1]
+        root = logging.getLogger()
+        for writer in [writer for writer in root.handlers if getattr(writer, "swarmd", False)]:
+            root.removeHandler(writer)
+        logging.captureWarnings(False)
+    return Done(code, out.getvalue(), err.getvalue())
+
+
 class RunningUp:
     """`swarmd up --json` on free ports, ready; leave the `with` block to end it."""
 
-    def __init__(self, data: Path, *flags: str, cwd: Path | None = None, **environ: str) -> None:
+    def __init__(self, data: Path, *flags: str, cwd: Path | None = None, environ: Mapping[str, str] = NONE) -> None:
         self.data = data
         self._errors = data.parent / f"{data.name}.err"
         command = [sys.executable, "-m", "swarmd", "up", "--json", "--data", str(data)]
@@ -89,9 +121,13 @@ class RunningUp:
             time.sleep(0.02)
         raise AssertionError(f"{name} was not started again: {self.errors()}")
 
-    def run(self, *arguments: str, stdin: str = "", timeout_s: float = 60.0) -> Done:
-        """A command against this broker, as a client without credentials."""
-        return swarmd("--nats", str(self.ready["nats"]), *arguments, stdin=stdin, timeout_s=timeout_s)
+    def run(self, *arguments: str, stdin: str = "") -> Done:
+        """A command against this broker, as a client without credentials; within this process, since that is fast.
+
+        On a thread of its own: a command brings its own event loop.
+        """
+        with ThreadPoolExecutor(1) as threads:
+            return threads.submit(_main, ["--nats", str(self.ready["nats"]), *arguments], stdin).result()
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Signal it and wait; the exit code. Idempotent."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ASK_TIMEOUT_MS: Final = 10_000
+CONNECT_TIMEOUT_MS: Final = 2_000
 
 
 class _Answer(Struct):
@@ -80,7 +81,7 @@ async def session(args: argparse.Namespace) -> AsyncIterator[Session]:
     from swarmd.adapters.logs import configure_logs
 
     settings = settings_of(args)
-    nats = nats_of(settings)
+    nats = nats_of(settings, connect_timeout_ms=CONNECT_TIMEOUT_MS)
     level = settings.log.level if hasattr(args, "log_level") else "warning"
     configure_logs(settings.log.format, level, secrets=secrets_of(settings, nats))
     async with connected(nats, "swarmd-cli") as wire:

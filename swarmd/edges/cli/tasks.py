@@ -265,13 +265,14 @@ async def _tasks_over(session: Session) -> int:
             why = f"no observer serves swarm {session.swarm}: start one with `swarmd run observer`"
             raise Fault("no_observer", why) from None
         raise
+    tasks = found.get("tasks", [])
     if session.json:
-        for task in found["tasks"]:
+        for task in tasks:
             print(as_json(task))
         return flags.OK
     columns = ["id", "state", "agent", "tenant", "submitted_at", "ended_at"]
-    print(table(columns, [[str(task.get(name, "")) for name in columns] for task in found["tasks"]]))
-    note(f"{len(found['tasks'])} tasks, as of sequence {found.get('seq', '?')}")
+    print(table(columns, [[str(task.get(name, "")) for name in columns] for task in tasks]))
+    note(f"{len(tasks)} tasks, as of sequence {found.get('seq', '?')}")
     return flags.OK
 
 
