@@ -11,8 +11,6 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import Struct
-
 from swarmd.core import commands
 from swarmd.core import effects as fx
 from swarmd.core.codec import Commit, Garbage
@@ -36,38 +34,17 @@ from swarmd.core.events import (
 from swarmd.core.evolve import apply
 from swarmd.core.health import Links
 from swarmd.core.ids import is_uuid7, uuid7_prefix
+from swarmd.core.office import AHEAD_MS_MAX, LeaderSettings, OwedOutcome, id_taken, left, start_of, too_old
 from swarmd.core.outcomes import outcome_of
 from swarmd.core.placement import Queue
-from swarmd.core.state import Attempt, Limits, Member, SwarmState, Task, Tombstone, tombstone
-from swarmd.core.wire import ChildDone, Heartbeat, Outcome, Receipt, Start, Stop, Submission
+from swarmd.core.state import Member, SwarmState, Task, Tombstone, tombstone
+from swarmd.core.wire import ChildDone, Heartbeat, Outcome, Receipt, Stop, Submission
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: How far the clock that made an id may be ahead of the leader's.
-AHEAD_MS_MAX: Final = 60_000
 #: A caller waiting for an answer; the shell knows what is behind it.
 Ask = Any
-
-
-class LeaderSettings(Struct, frozen=True):
-    """How a leader behaves; times in milliseconds."""
-
-    limits: Limits = Limits()
-    lease_ms: int = 2_000
-    resend_ms: int = 600
-    settle_ms: int = 500
-    stall_ms: int = 500
-    placements_max: int = 512
-
-
-class OwedOutcome(Struct, frozen=True):
-    """An outcome whose verdict must be read from the log first (after an election, or long after the end)."""
-
-    task: str
-    reply: str
-    packed: bool
-    buried: Tombstone
 
 
 class Leader:
@@ -141,7 +118,7 @@ class Leader:
     def _started(self, effect: fx.Started, now_ms: int) -> None:
         task, attempt = effect.task, effect.attempt
         if attempt.epoch in task.attempts:  # a later event of the same commit may have ended it
-            self.links.send(self.state.members[attempt.member], self._start(task, attempt))
+            self.links.send(self.state.members[attempt.member], start_of(task, attempt))
 
     def _stopped(self, effect: fx.Stopped, now_ms: int) -> None:
         self.links.send(effect.member, Stop(effect.task, effect.epoch))
@@ -201,12 +178,12 @@ class Leader:
             return
         known = self._known(event.subject)
         if known is None and self._is_forgotten(event.subject):
-            self._refuse(fact.intake_seq, event.subject, _too_old(event.subject), fact.reply)
+            self._refuse(fact.intake_seq, event.subject, too_old(event.subject), fact.reply)
         elif known is None:
             self._proposed[event.subject] = (fact.digest, [])
             self._again.append(event)
         elif known.digest != fact.digest:
-            self._refuse(fact.intake_seq, event.subject, _id_taken(event.subject), fact.reply)
+            self._refuse(fact.intake_seq, event.subject, id_taken(event.subject), fact.reply)
         else:
             self._intake_folded.add(fact.intake_seq)
 
@@ -335,7 +312,7 @@ class Leader:
             self._check_same(task_id, known.digest, content)
             return False
         if self._is_forgotten(task_id):
-            raise _too_old(task_id)
+            raise too_old(task_id)
         # Ids sort by their time, so that most need only the first comparison.
         if task_id[:13] > uuid7_prefix(now_ms + AHEAD_MS_MAX) and is_uuid7(task_id):
             # What is forgotten is known by the youngest such id: one from the future would bar all others.
@@ -352,7 +329,7 @@ class Leader:
     @staticmethod
     def _check_same(task_id: str, known: str, content: str) -> None:
         if known != content:
-            raise _id_taken(task_id)
+            raise id_taken(task_id)
 
     def _check_room(self) -> None:
         if self.refusing:
@@ -462,25 +439,6 @@ class Leader:
         """A process of members is alive; what it lists is compared with the fold once that is as new."""
         self.links.heard(beat, self.state, now_ms)
 
-    @staticmethod
-    def _start(task: Task, attempt: Attempt) -> Start:
-        return Start(
-            task.id,
-            attempt.epoch,
-            attempt.member,
-            task.agent,
-            task.input,
-            task.input_blob,
-            list(attempt.journal.values()),
-            task.children,
-            task.deadline_at_ms,
-            _left(task.budget.tokens, task.spent_tokens),
-            _left(task.budget.steps, task.spent_steps),
-            task.tenant,
-            task.priority,
-            task.labels,
-        )
-
     def _resend_running(self, member: Member) -> None:
         """A child swarm has a new delegate: hand it every live attempt again, under the same epochs."""
         for task_id, epoch in member.running.items():
@@ -488,7 +446,7 @@ class Leader:
 
     def _resend(self, member: Member, task_id: str, epoch: int) -> None:
         task = self.state.tasks[task_id]
-        self.links.send(member, self._start(task, task.attempts[epoch]))
+        self.links.send(member, start_of(task, task.attempts[epoch]))
 
     def _reconcile(self) -> None:
         """Compare listed attempts with the fold: what never arrived is requeued, what has no right is stopped."""
@@ -617,26 +575,13 @@ class Leader:
         else:
             return None
         if budget.tokens or budget.steps:
-            fact.granted_tokens = _left(budget.tokens, tokens)
-            fact.granted_steps = _left(budget.steps, steps)
+            fact.granted_tokens = left(budget.tokens, tokens)
+            fact.granted_steps = left(budget.steps, steps)
         return fact
 
     def waiting(self) -> dict[str, int]:
         """How many tasks wait for each agent."""
         return self._queue.waiting()
-
-
-def _too_old(task_id: str) -> Rejected:
-    return Rejected("id_too_old", f"id {task_id} is older than what is remembered: submit under a new id")
-
-
-def _id_taken(task_id: str) -> Conflict:
-    return Conflict("id_taken", f"id {task_id} belongs to a task with another agent or input")
-
-
-def _left(limit: int, spent: int) -> int:
-    """What remains of a budget: 0 without a limit, -1 when nothing is left."""
-    return 0 if not limit else max(limit - spent, 0) or -1
 
 
 _ACTS: Final[dict[type[fx.Effect], Callable[[Leader, Any, int], None]]] = {

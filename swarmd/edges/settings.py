@@ -20,7 +20,7 @@ from swarmd.adapters.nats_connect import NatsSettings, redact_url
 from swarmd.adapters.streams import StreamLimits
 from swarmd.adapters.tools import ToolSettings
 from swarmd.core.errors import Rejected
-from swarmd.core.leader import LeaderSettings
+from swarmd.core.office import LeaderSettings
 from swarmd.core.state import Limits
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from swarmd.adapters.system import SystemClock, SystemEntropy
 from swarmd.core import subjects
 from swarmd.core.errors import Fault
 from swarmd.core.ids import uuid7
-from swarmd.core.leader import LeaderSettings
+from swarmd.core.office import LeaderSettings
 from swarmd.core.wire import StoreHealth
 from swarmd.ports import Model, Tool
 from swarmd.roles.attempt import AttemptPorts

@@ -18,7 +18,7 @@ from swarmd.core.codec import Codec, Commit, Garbage, Record
 from swarmd.core.errors import Conflict, Fault, Rejected, SwarmdError
 from swarmd.core.events import Event, Failure
 from swarmd.core.ids import intake_id, is_plain, uuid7
-from swarmd.core.leader import Leader, LeaderSettings, OwedOutcome
+from swarmd.core.leader import Leader
 from swarmd.core.outcomes import outcome_at
 from swarmd.core.state import SwarmState, Tombstone
 from swarmd.core.status import swarm_status, task_status
@@ -29,6 +29,7 @@ from swarmd.roles.replica import Follower, Rewound, agrees
 from swarmd.roles.writer import LogWriter
 
 if TYPE_CHECKING:
+    from swarmd.core.office import LeaderSettings, OwedOutcome
     from swarmd.ports import Received, Subscription
 
 TICK_MS = 50

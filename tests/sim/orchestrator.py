@@ -11,7 +11,8 @@ from swarmd.core import commands, ids, snapshot, subjects
 from swarmd.core.codec import Garbage, Record, read_back
 from swarmd.core.errors import Conflict, Rejected
 from swarmd.core.events import Assigned, Event, Failure, Submitted
-from swarmd.core.leader import Leader, LeaderSettings
+from swarmd.core.leader import Leader
+from swarmd.core.office import LeaderSettings, start_of
 from swarmd.core.outcomes import outcome_at
 from swarmd.core.state import Attempt, Limits, Place, SwarmState
 from swarmd.core.wire import Beat, Heartbeat, Outcome, Receipt, TaskQuery
@@ -187,7 +188,7 @@ class Orchestrator(Process):
                 elif isinstance(event.data, Assigned) and task and event.data.member in leader.state.members:
                     member = leader.state.members[event.data.member]
                     attempt = Attempt(event.data.epoch, event.data.member, dict(task.journal))
-                    leader.links.send(member, leader._start(task, attempt))
+                    leader.links.send(member, start_of(task, attempt))
 
         return believe
 

@@ -9,7 +9,7 @@ from msgspec import Raw
 from swarmd.core import commits, snapshot
 from swarmd.core.codec import Packer, message_id
 from swarmd.core.events import TYPES, Completed, Elected, Event, Fact
-from swarmd.core.leader import LeaderSettings
+from swarmd.core.office import LeaderSettings
 from tests.sim import script as scripts
 from tests.sim.breaks import broken
 from tests.sim.checks import Violation

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Raw
 
-from swarmd.core.leader import Leader, LeaderSettings
+from swarmd.core.leader import Leader
+from swarmd.core.office import LeaderSettings
 from swarmd.core.state import Limits, SwarmState
 from swarmd.core.wire import Heartbeat, Start, Submission
 from tests.core.history import History

@@ -250,7 +250,7 @@ async def test_a_full_child_hands_attempts_back(tmp_path: Path) -> None:
 async def full_child(world: Hive, gate: Gate) -> None:
     """A swarm `desk` that takes one live task."""
     from swarmd.adapters.telemetry import Telemetry
-    from swarmd.core.leader import LeaderSettings
+    from swarmd.core.office import LeaderSettings
     from swarmd.core.state import Limits
     from swarmd.edges.wiring import OrchestratorOptions, run_orchestrator
 

@@ -1,0 +1,67 @@
+"""What a leader is set up with, what it hands to members, and the refusals it has words for. It decides nothing."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Struct
+
+from swarmd.core.errors import Conflict, Rejected
+from swarmd.core.state import Attempt, Limits, Task, Tombstone
+from swarmd.core.wire import Start
+
+#: How far the clock that made an id may be ahead of the leader's.
+AHEAD_MS_MAX: Final = 60_000
+
+
+class LeaderSettings(Struct, frozen=True):
+    """How a leader behaves; times in milliseconds."""
+
+    limits: Limits = Limits()
+    lease_ms: int = 2_000
+    resend_ms: int = 600
+    settle_ms: int = 500
+    stall_ms: int = 500
+    placements_max: int = 512
+
+
+class OwedOutcome(Struct, frozen=True):
+    """An outcome whose verdict must be read from the log first (after an election, or long after the end)."""
+
+    task: str
+    reply: str
+    packed: bool
+    buried: Tombstone
+
+
+def start_of(task: Task, attempt: Attempt) -> Start:
+    """What a member needs to run this attempt."""
+    return Start(
+        task.id,
+        attempt.epoch,
+        attempt.member,
+        task.agent,
+        task.input,
+        task.input_blob,
+        list(attempt.journal.values()),
+        task.children,
+        task.deadline_at_ms,
+        left(task.budget.tokens, task.spent_tokens),
+        left(task.budget.steps, task.spent_steps),
+        task.tenant,
+        task.priority,
+        task.labels,
+    )
+
+
+def too_old(task_id: str) -> Rejected:
+    return Rejected("id_too_old", f"id {task_id} is older than what is remembered: submit under a new id")
+
+
+def id_taken(task_id: str) -> Conflict:
+    return Conflict("id_taken", f"id {task_id} belongs to a task with another agent or input")
+
+
+def left(limit: int, spent: int) -> int:
+    """What remains of a budget: 0 without a limit, -1 when nothing is left."""
+    return 0 if not limit else max(limit - spent, 0) or -1
