@@ -186,7 +186,7 @@ class Job:
     async def _strike(self) -> None:
         """Kill one worker early on, when there is something to lose and much left to do."""
         library = self._ledgers[LIBRARY]
-        after = max(1, len(self._documents.paths) // 4)
+        after = max(1, len(self._documents.paths) // 2)
         self._struck = struck = await strike(self._running, library, self._logs[LIBRARY], after)
         lost = sum(len(library.under_way(member)) for member in struck.members)
         self._display.say(f"killed {struck.process} (pid {struck.pid}) with {lost} documents under way")
