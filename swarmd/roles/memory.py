@@ -42,7 +42,7 @@ from swarmd.roles.writer import LogWriter
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from swarmd.ports import Received
+    from swarmd.ports import Received, Subscription
 
 LEASE_MS: Final = 400
 #: The lease lives for 2 s at the broker; the store is written only while a renewal is younger than this.
@@ -56,6 +56,7 @@ STORE_RETRY_MS: Final = 500
 APPLY_COMMITS: Final = 256
 PROGRESS_MS: Final = 5_000
 WATCH_MS: Final = 1_000
+DRAIN_S: Final = 5.0
 
 
 class MemoryPorts(Struct, frozen=True):
@@ -104,6 +105,10 @@ class MemoryNode:
         self._renewed_ms = 0
         self._told_ms = 0
         self._asked = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+        self._served: list[Subscription] = []
         self._group: asyncio.TaskGroup
         self._verbs: dict[str, Callable[[bytes], Awaitable[Any]]] = {
             "remember": self._remember,
@@ -126,12 +131,22 @@ class MemoryNode:
             await self._campaign()
 
     async def drain(self) -> None:
-        """Give the lease to another node at once; call it before cancelling `run`."""
-        if self.leading.is_set():
-            try:
-                await self._ports.lease.release()
-            except SwarmdError as error:  # it lapses by itself
-                self._ports.probe.trouble("lease", error)
+        """Take no more requests, answer those at hand, give the lease to another node; then cancel `run`."""
+        self._draining = True
+        if not self.leading.is_set():
+            return
+        try:
+            for subscription in self._served:
+                await subscription.close()
+            async with asyncio.timeout(DRAIN_S):
+                await self._idle.wait()
+        except TimeoutError:
+            self._ports.probe.incident(f"{self._asked} requests to memory {self.memory} were left without an answer")
+        try:
+            # Its receipt also says that the broker sends us no more requests: it reads what we say in order.
+            await self._ports.lease.release()
+        except SwarmdError as error:  # it lapses by itself
+            self._ports.probe.trouble("lease", error)
 
     async def reconnected(self) -> None:
         """The broker came back: the log must still be the one that was folded."""
@@ -167,7 +182,7 @@ class MemoryNode:
     async def _campaign(self) -> None:
         ports = self._ports
         waiting_told = False
-        while True:
+        while not self._draining:
             try:
                 if await ports.lease.acquire():
                     waiting_told = False
@@ -183,7 +198,7 @@ class MemoryNode:
         """Serve and project until the lease is lost."""
         ports = self._ports
         self._renewed_ms = ports.clock.now_ms()
-        served = [
+        self._served = [
             await ports.bus.subscribe(subjects.memory_verb(self.memory, verb), self._on_request) for verb in self._verbs
         ]
         projecting = self._group.create_task(self._project())
@@ -197,7 +212,7 @@ class MemoryNode:
             self.leading.clear()
             projecting.cancel()
             await asyncio.wait([projecting])
-            for subscription in served:
+            for subscription in self._served:
                 await subscription.close()
 
     async def _renew(self) -> bool:
@@ -278,6 +293,7 @@ class MemoryNode:
         verb = message.subject.rpartition(".")[2]
         started_ms = self._ports.clock.now_ms()
         self._asked += 1
+        self._idle.clear()
         try:
             if self._asked > ASKED_MAX:
                 raise Fault("busy", f"{ASKED_MAX} requests are being answered: ask again")
@@ -294,6 +310,8 @@ class MemoryNode:
             await self._ports.bus.publish(message.reply, msgspec.json.encode(answer))
         except SwarmdError as error:
             self._ports.probe.trouble(f"answer to {verb}", error)
+        if not self._asked:
+            self._idle.set()
 
     async def _remember(self, payload: bytes) -> RememberReply:
         wanted = _parse(payload, RememberRequest)

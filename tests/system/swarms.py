@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from swarmd.adapters.broker_users import keep_credentials, users_config
 from swarmd.adapters.nats_connect import NatsSettings
 from swarmd.adapters.nats_server import NatsServer
 from swarmd.adapters.telemetry import Telemetry
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from pathlib import Path
 
+    from swarmd.adapters.broker_users import Credentials
     from swarmd.ports import Model, Tool
 
 SWARM = "main"
@@ -73,25 +75,35 @@ class Role:
 class Swarm:
     """What a test holds: the broker, a client, and a place to run more roles."""
 
-    def __init__(self, server: NatsServer, group: asyncio.TaskGroup, directory: Path) -> None:
+    def __init__(
+        self, server: NatsServer, group: asyncio.TaskGroup, directory: Path, users: Mapping[str, Credentials]
+    ) -> None:
         self.server, self.group, self.directory = server, group, directory
         self.nats = NatsSettings(url=server.url)
+        self._users = users
         self.client: Client
         self.orchestrator: Role
         self.worker: Role
+
+    def nats_as(self, role: str) -> NatsSettings:
+        """How `role` connects: with its own credentials where there are users."""
+        if role not in self._users:
+            return self.nats
+        own = self._users[role]
+        return NatsSettings(url=self.server.url, user=own.user, password=own.password, inbox_prefix=own.inbox_prefix)
 
     async def role(self, run: Callable[[asyncio.Event, Callable[[], None]], Any]) -> Role:
         return await Role(self.group, run).ready()
 
     async def start_orchestrator(self) -> Role:
-        options = wiring.OrchestratorOptions(SWARM, "orch", replies_prefixed=False)
-        telemetry = Telemetry("orchestrator", SWARM)
-        return await self.role(lambda stop, ready: wiring.run_orchestrator(self.nats, options, telemetry, stop, ready))
+        options = wiring.OrchestratorOptions(SWARM, "orch", replies_prefixed=bool(self._users))
+        telemetry, nats = Telemetry("orchestrator", SWARM), self.nats_as("orchestrator")
+        return await self.role(lambda stop, ready: wiring.run_orchestrator(nats, options, telemetry, stop, ready))
 
     async def start_worker(self, agents: Mapping[str, Agent]) -> Role:
         options = wiring.WorkerOptions(SWARM, "work", agents, no_model, refuse, run_tool, drain_ms=1_000)
-        telemetry = Telemetry("worker", SWARM)
-        return await self.role(lambda stop, ready: wiring.run_worker(self.nats, options, telemetry, stop, ready))
+        telemetry, nats = Telemetry("worker", SWARM), self.nats_as("worker")
+        return await self.role(lambda stop, ready: wiring.run_worker(nats, options, telemetry, stop, ready))
 
 
 async def echo(ctx: Any, wanted: Any) -> Any:
@@ -111,14 +123,16 @@ AGENTS = {"echo": Agent("echo", echo), "fail": Agent("fail", fail), "family": Ag
 
 
 @asynccontextmanager
-async def a_swarm(directory: Path) -> AsyncIterator[Swarm]:
+async def a_swarm(directory: Path, with_users: bool = False) -> AsyncIterator[Swarm]:
     """Broker, orchestrator, worker and client; everything is stopped at the end."""
-    server = NatsServer(directory)
+    users = keep_credentials(directory / "credentials") if with_users else {}
+    passwords = {role: own.password for role, own in users.items()}
+    server = NatsServer(directory, users=users_config(passwords, [SWARM], ["shared"]) if users else "")
     await server.start()
     try:
         async with AsyncExitStack() as stack:
             group = await stack.enter_async_context(asyncio.TaskGroup())
-            swarm = Swarm(server, group, directory)
+            swarm = Swarm(server, group, directory, users)
             try:
                 swarm.orchestrator = await swarm.start_orchestrator()
                 swarm.worker = await swarm.start_worker(AGENTS)

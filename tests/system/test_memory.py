@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
-    from swarmd.ports import Memory
+    from swarmd.ports import Memory, Passage, RecallQuery
 
 try:
     find_nats_server()
@@ -50,14 +50,24 @@ class Store(FakeMemoryStore):
     """The fake store, which can be broken."""
 
     broken = False
+    lost = False
 
     def check(self) -> None:
         if self.broken:
             raise Fault("memory_unavailable", "the store is down")
+        if self.lost:
+            raise Fault("memory_lost", "the collection is gone")
 
     async def open(self) -> int:
+        if self.lost:
+            self.disk = FakeMemoryDisk()
+            self.lost = False
         self.check()
         return await super().open()
+
+    async def search(self, queries: Sequence[RecallQuery]) -> list[list[Passage]]:
+        self.check()
+        return await super().search(queries)
 
     async def apply(self, memories: Sequence[Memory], forgotten: Sequence[str], upto: int) -> None:
         self.check()
@@ -254,6 +264,24 @@ async def test_a_lost_store_is_filled_from_the_log(server: NatsServer, tmp_path:
         third = await asker.node("m1", Store(EMBEDDER, ahead))
         assert len(ids(await asker.recall("fact", k=100))) == 29
         await third.stop()
+
+
+async def test_a_store_lost_under_a_running_node_is_filled_again(server: NatsServer, tmp_path: Path) -> None:
+    async with asking(server, tmp_path) as asker:
+        store = Store(EMBEDDER)
+        node = await asker.node("m1", store)
+        for number in range(5):
+            last = (await asker.remember(f"fact number {number}", id=f"f{number}")).seq
+        assert len(ids(await asker.recall("fact", at_least_seq=last))) == 5
+        store.lost = True
+        assert code(await asker.recall("fact")) == "memory_lost"
+
+        async def back() -> bool:
+            reply = await asker.recall("fact", at_least_seq=last)
+            return not code(reply) and len(reply.passages) == 5
+
+        await until(back)
+        await node.stop()
 
 
 async def test_one_of_two_nodes_serves_and_the_other_takes_over(server: NatsServer, tmp_path: Path) -> None:
