@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from swarmd.adapters.extractive_model import MODEL_NAME, OFFLINE_NOTICE
 from swarmd.adapters.models import ModelSettings, open_model
@@ -23,11 +23,12 @@ from swarmd.core.errors import Rejected
 from swarmd.core.events import Failure
 from swarmd.demo_agents.hive import DESK, LIBRARY, Survey
 from swarmd.edges.client import Client
-from swarmd.edges.demo.crash import Aftermath, Strike, aftermath, strike
+from swarmd.edges.demo.account import Account, closing, facts
+from swarmd.edges.demo.crash import Strike, aftermath, strike
 from swarmd.edges.demo.documents import Documents, find_documents
 from swarmd.edges.demo.ledger import Ledger, follow
 from swarmd.edges.demo.show import Bar, Display, Sight, open_display
-from swarmd.edges.demo.stage import CONFIG_FILE, HIVE, Cast, Running, clear, staged
+from swarmd.edges.demo.stage import HIVE, Cast, Running, clear, staged
 from swarmd.edges.wiring import connected
 
 if TYPE_CHECKING:
@@ -56,31 +57,6 @@ class Wish(Struct, frozen=True):
     as_json: bool = False
 
 
-class Account(Struct):
-    """The final object: what was made, from what, and what it took. Times in milliseconds, rates per second."""
-
-    ok: bool
-    report: str
-    model: str
-    documents: int = 0
-    passages: int = 0
-    questions: list[str] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-    took_ms: int = 0
-    ready_ms: int = 0
-    tasks: dict[str, int] = field(default_factory=dict)
-    steps: int = 0
-    model_calls: int = 0
-    tasks_per_s: float = 0.0
-    steps_repeated: int = 0
-    crash: Aftermath | None = None
-    error: str = ""
-    nats: str = ""
-    metrics: str = ""
-    logs: str = ""
-    data: str = ""
-
-
 async def perform(wish: Wish) -> int:
     """Run the demo; the exit code."""
     documents, model, data = _prepare(wish)
@@ -90,6 +66,8 @@ async def perform(wish: Wish) -> int:
     started_ms = clock.now_ms()
     try:
         display.say(f"{len(documents.paths)} documents, model {model}; starting broker, memory and three swarms …")
+        if not wish.model and os.environ.get("OPENAI_API_KEY"):
+            display.say("OPENAI_API_KEY is set: --model openai:<name> would have the texts written instead of chosen")
         async with staged(data, cast) as running:
             ready_ms = clock.now_ms() - started_ms
             display.say(f"ready after {ready_ms / 1000:.1f} s: {running.nats}")
@@ -250,7 +228,7 @@ class Job:
         account.questions, account.skipped = made["questions"], made["skipped"]
         account.model = ", ".join(made["models"])
         account.report = str(Path(self._wish.out).resolve())
-        Path(self._wish.out).write_text(made["markdown"] + _facts(account), encoding="utf-8")
+        Path(self._wish.out).write_text(made["markdown"] + facts(account), encoding="utf-8")
         account.ok = not account.steps_repeated and _as_wished(self._wish, account)
         return account
 
@@ -261,65 +239,3 @@ def _as_wished(wish: Wish, account: Account) -> bool:
     if not wish.crash:
         return True
     return crash is not None and 0 < crash.tasks_resumed == crash.tasks_finished and not crash.steps_repeated
-
-
-def _facts(account: Account) -> str:
-    """The last section of the report."""
-    tasks = ", ".join(f"{count} in {swarm}" for swarm, count in account.tasks.items())
-    lines = [
-        "\n## The run\n",
-        f"- Tasks: {tasks}; {account.tasks_per_s} a second.",
-        f"- Steps recorded: {account.steps}, of them {account.model_calls} model calls; done twice: "
-        f"{account.steps_repeated}.",
-        f"- Passages remembered: {account.passages}.",
-        f"- Time: {account.took_ms / 1000:.1f} s.",
-    ]
-    if account.crash is not None:
-        lines.append(f"- {_crash_line(account.crash)}")
-    return "\n".join(lines) + "\n"
-
-
-def _crash_line(crash: Aftermath) -> str:
-    return (
-        f"{crash.process} was killed with {crash.attempts_lost} attempts under way; {crash.tasks_resumed} tasks were "
-        f"resumed and {crash.tasks_finished} of them finished; {crash.model_calls_kept} model calls and "
-        f"{crash.steps_kept} steps in all were not repeated, {crash.steps_repeated} were."
-    )
-
-
-def closing(account: Account, kept: bool, data: Path) -> str:
-    """What a person wants to know at the end."""
-    lines = []
-    if account.error:
-        lines.append(account.error)
-    else:
-        tasks = sum(account.tasks.values())
-        lines.append(
-            f"{account.documents} documents, {len(account.questions)} questions, {tasks} tasks, {account.steps} steps, "
-            f"{account.model_calls} model calls in {account.took_ms / 1000:.1f} s"
-        )
-        lines += [f"  not read: {name}: {why}" for name, why in sorted(account.skipped.items())]
-    if account.crash is not None:
-        lines.append(_crash_line(account.crash))
-    elif not account.ok and not account.error and not account.steps_repeated:
-        lines.append("no worker could be killed in mid-run: the documents were read too soon, give more of them")
-    if account.steps_repeated:
-        lines.append(f"{account.steps_repeated} recorded steps were done again: this must not happen")
-    if account.model == MODEL_NAME:
-        lines.append(OFFLINE_NOTICE)
-    if account.report:
-        lines.append(f"report   {account.report}")
-    if not kept:
-        return "\n".join([*lines, "look further with --keep: swarmd log show, swarmd replay, the metrics and logs"])
-    here = f"--data {data} --swarm {LIBRARY}"
-    return "\n".join(
-        [
-            *lines,
-            f"logs     {account.logs}",
-            f"data     {data}",
-            "look further:",
-            f"  swarmd up --config {data / CONFIG_FILE} &",
-            f"  swarmd log show {here}",
-            f"  swarmd replay {here}",
-        ]
-    )
