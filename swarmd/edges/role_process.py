@@ -15,13 +15,12 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from swarmd.adapters.logs import configure_logs
 from swarmd.adapters.telemetry import Health, HealthServer, Telemetry
-from swarmd.core.errors import Fault, Rejected
 from swarmd.core.ids import check_name
 from swarmd.edges.settings import nats_of, secrets_of
 from swarmd.roles.replica import Rewound
@@ -49,7 +48,7 @@ def run_role(args: argparse.Namespace, settings: Settings) -> int:
     name = check_name("writer", args.name or f"{kind}-{_host()}-{os.getpid()}")
     nats = nats_of(settings, connect_timeout_ms=30_000)
     configure_logs(settings.log.format, settings.log.level, secrets=secrets_of(settings, nats), role=kind, swarm=swarm)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_live(kind, swarm, nats, build(args, settings, swarm, name), args.metrics_port))
 
 
@@ -121,7 +120,8 @@ def tune_gc() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed."""
     try:
         import uvloop
     except ImportError:
@@ -141,14 +141,3 @@ def _die_with(parent: int) -> None:
 
 def _host() -> str:
     return "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:30] or "host"
-
-
-def need(value: Any, what: str) -> Any:
-    """`value`, or an error that says what is missing."""
-    if not value:
-        raise Rejected("bad_usage", what)
-    return value
-
-
-def unreachable(what: str) -> Fault:
-    return Fault("unreachable", what)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from swarmd.config import HiveTable
 from swarmd.core.errors import Rejected
 from swarmd.core.ids import check_name
 from swarmd.edges import wiring
+from swarmd.edges.cli.flags import labels_of
 from swarmd.edges.loading import OpenModels, OpenTools, load_agents
 from swarmd.edges.settings import (
     data_dir,
@@ -38,8 +40,8 @@ def swarm_for(args: argparse.Namespace, settings: Settings) -> str:
     if args.role == "memory":
         return settings.memory.name
     named = getattr(args, "swarm", "")
-    if not named and args.role in ("hivemind", "delegate") and settings.hive is not None:
-        named = settings.hive.name
+    if not named and args.role in ("hivemind", "delegate"):
+        named = (settings.hive or HiveTable()).name
     return check_name("swarm", named or "main")
 
 
@@ -102,17 +104,6 @@ def _at_least_one(flag: str, given: int | None, default: int) -> int:
     if given is not None and given < 1:
         raise Rejected("bad_usage", f"{flag} must be at least 1, not {given}")
     return default if given is None else given
-
-
-def labels_of(pairs: list[str]) -> dict[str, str]:
-    """`KEY=VALUE` pairs as a mapping. Raises `Rejected("bad_usage")`."""
-    labels = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator or not key:
-            raise Rejected("bad_usage", f"--label {pair!r}: write KEY=VALUE")
-        labels[key] = value
-    return labels
 
 
 def _delegate(args: argparse.Namespace, settings: Settings, swarm: str) -> Role:

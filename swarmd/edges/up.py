@@ -106,7 +106,8 @@ class Up:
         settings = self._settings
         if settings.nats.url:
             self._nats = nats_of(settings)
-            return {}
+            async with connected(self._nats, "swarmd-up"):
+                return {}  # it can be reached: each role connects for itself
         folder = self._data / "users"
         kept = keep_credentials(folder)
         swarms = [*settings.swarms, *([settings.hive.name] if settings.hive else [])]

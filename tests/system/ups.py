@@ -12,12 +12,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swarmd.edges import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 START_S = 60.0
 END_S = 40.0

@@ -117,6 +117,19 @@ def swarm_of(args: argparse.Namespace) -> str:
     return check_name("swarm", getattr(args, "swarm", "main"))
 
 
+def labels_of(pairs: list[str]) -> dict[str, str]:
+    """`KEY=VALUE` pairs as a mapping. Raises `Rejected("bad_usage")`."""
+    from swarmd.core.errors import Rejected
+
+    labels = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise Rejected("bad_usage", f"--label {pair!r}: write KEY=VALUE")
+        labels[key] = value
+    return labels
+
+
 def settings_of(args: argparse.Namespace) -> Settings:
     """Flags over environment over file over defaults."""
     from swarmd.edges.settings import read_settings

@@ -90,18 +90,6 @@ def _input(args: argparse.Namespace) -> Any:
         raise Rejected("bad_input", "the input is neither JSON nor UTF-8 text") from None
 
 
-def _labels(pairs: list[str]) -> dict[str, str]:
-    from swarmd.core.errors import Rejected
-
-    labels = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator or not key:
-            raise Rejected("bad_usage", f"--label {pair!r}: write KEY=VALUE")
-        labels[key] = value
-    return labels
-
-
 async def _submit_over(session: Session, wanted: Any) -> int:
     from swarmd.core.events import RetryPolicy
     from swarmd.edges.client import Client
@@ -112,7 +100,7 @@ async def _submit_over(session: Session, wanted: Any) -> int:
         "priority": args.priority,
         "timeout_ms": round(args.timeout * 1000),
         "tenant": args.tenant,
-        "labels": _labels(args.label),
+        "labels": flags.labels_of(args.label),
         "retry": RetryPolicy(attempts_max=args.attempts_max),
     }
     async with Client.over(session.wire.bus, session.swarm) as client:
