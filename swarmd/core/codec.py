@@ -124,9 +124,20 @@ class Packer:
         return b"[]"
 
 
-def message_id(boot: str, n: int) -> str:
-    """The commit's key: `boot` is unguessable, so that no other writer can use up the id."""
-    return f"{boot}.{n}"
+def message_id(boot: str, n: int, nonce: str = "") -> str:
+    """A commit's id: its number in this life of its writer, and a `nonce` that nobody can know in advance.
+
+    Whoever could guess the next id could store something else under it first, and the broker would
+    take the writer's own commit for a repetition of that.
+    """
+    return f"{boot}.{n}.{nonce}" if nonce else f"{boot}.{n}"
+
+
+def commit_key(text: str) -> tuple[str, int] | None:
+    """(boot, n) of a message id, or None when it has another form."""
+    boot, _, rest = text.partition(".")
+    number = rest.partition(".")[0]
+    return (boot, int(number)) if boot and _NUMBER.fullmatch(number) else None
 
 
 def rfc3339(now_ms: int) -> str:
@@ -145,8 +156,8 @@ class Codec:
     def decode(self, record: Record) -> Commit | Garbage:
         """The commit in `record`, or `Garbage` when the message as a whole cannot be one."""
         origin = parse_origin(record.subject)
-        boot, _, number = record.message_id.rpartition(".")
-        if origin is None or not boot or not _NUMBER.fullmatch(number):
+        key = commit_key(record.message_id)
+        if origin is None or key is None:
             return self._garbage(record, "no commit: its subject or message id has another form")
         try:
             envelopes = self._envelopes.decode(record.payload)
@@ -177,8 +188,7 @@ class Codec:
             events = self._one_by_one(record)
             if not events:
                 return self._garbage(record, "no commit: the payload is not a CloudEvents JSON batch")
-        role, writer = origin
-        return Commit(record.seq, role, writer, boot, int(number), record.seen, record.message_id, events)
+        return Commit(record.seq, *origin, *key, record.seen, record.message_id, events)
 
     @staticmethod
     def _garbage(record: Record, reason: str) -> Garbage:
@@ -220,9 +230,10 @@ class Codec:
 
 def read_back(record: Record, events: Sequence[Event]) -> Commit:
     """The commit in `record`, whose events its own writer still has."""
-    role, writer = parse_origin(record.subject) or ("", "")
-    boot, _, number = record.message_id.rpartition(".")
-    return Commit(record.seq, role, writer, boot, int(number), record.seen, record.message_id, list(events))
+    origin, key = parse_origin(record.subject), commit_key(record.message_id)
+    assert origin is not None
+    assert key is not None
+    return Commit(record.seq, *origin, *key, record.seen, record.message_id, list(events))
 
 
 def too_deep(payload: bytes, limit: int = DEPTH_MAX) -> bool:

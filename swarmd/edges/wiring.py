@@ -31,7 +31,7 @@ from swarmd.roles.member import MemberPorts
 from swarmd.roles.orchestrator import Orchestrator, OrchestratorPorts
 from swarmd.roles.replica import load_state
 from swarmd.roles.worker import NodeOffer, Worker, WorkerSettings
-from swarmd.roles.writer import LogWriter
+from swarmd.roles.writer import LogWriter, sign
 from swarmd.sdk import Agent
 
 if TYPE_CHECKING:
@@ -189,14 +189,9 @@ async def run_worker(
         connected(nats, f"heart-{options.name}") as heart,
     ):
         log = wire.log(subjects.log_stream(options.swarm))
-        writer = LogWriter(
-            log,
-            subjects.log(options.swarm, role, options.name),
-            f"/{options.swarm}/{role}/{options.name}",
-            boot,
-            CLOCK,
-            TelemetryProbe(telemetry),
-        )
+        subject = subjects.log(options.swarm, role, options.name)
+        signature = sign(subject, f"/{options.swarm}/{role}/{options.name}", boot, ENTROPY)
+        writer = LogWriter(log, signature, CLOCK, TelemetryProbe(telemetry))
         writer.seen = await log.last_seq()
         ports = AttemptPorts(
             log=log,
@@ -246,8 +241,8 @@ async def run_delegate(
         connected(below, f"delegate-{child}-of-{parent}") as inner,
     ):
         log = wire.log(subjects.log_stream(parent))
-        source = f"/{parent}/{role}/{child}"
-        writer = LogWriter(log, subjects.log(parent, role, child), source, boot, CLOCK, TelemetryProbe(telemetry))
+        signature = sign(subjects.log(parent, role, child), f"/{parent}/{role}/{child}", boot, ENTROPY)
+        writer = LogWriter(log, signature, CLOCK, TelemetryProbe(telemetry))
         writer.seen = await log.last_seq()
         ports = DelegatePorts(
             parent=MemberPorts(wire.bus, heart.bus, writer, CLOCK, telemetry),

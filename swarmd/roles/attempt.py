@@ -15,8 +15,8 @@ import msgspec
 from msgspec import Raw, Struct
 
 from swarmd.core import subjects
-from swarmd.core.codec import Codec, Commit
-from swarmd.core.commands import INLINE_BYTES_MAX
+from swarmd.core.codec import Codec, Commit, too_deep
+from swarmd.core.commands import INLINE_BYTES_MAX, INPUT_DEPTH_MAX
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import NULL, Event, Fact, Failure, Spawned, Stepped, Suspended
 from swarmd.core.ids import check_name, child_id
@@ -126,8 +126,10 @@ class Context:
         """A value as inline JSON, or as the hash of a blob when it is large. Raises `AgentFailed` for no JSON."""
         try:
             payload = msgspec.json.encode(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise AgentFailed("not_json", f"a result must be JSON: {error}", retryable=False) from None
+        if too_deep(payload, INPUT_DEPTH_MAX):
+            raise AgentFailed("too_deep", f"a result is nested deeper than {INPUT_DEPTH_MAX}", retryable=False)
         if len(payload) <= INLINE_BYTES_MAX:
             return Raw(payload), ""
         return NULL, await self._ports.blobs.put(payload)

@@ -37,7 +37,7 @@ from swarmd.core.memory_fold import MemoryState
 from swarmd.passages import check_memory, check_query
 from swarmd.ports import Bus, Clock, Entropy, Lease, Log, Memory, MemoryStore, Meter, Probe, RecallQuery
 from swarmd.roles.replica import Follower, Rewound, agrees
-from swarmd.roles.writer import LogWriter
+from swarmd.roles.writer import LogWriter, sign
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -90,9 +90,12 @@ class MemoryNode:
         self._name, self._ports = name, ports
         self._writer = LogWriter(
             ports.log,
-            subjects.memory_log(memory, memory_fold.MEMORY_ROLE, name),
-            f"/{memory}/memory/{name}",
-            boot,
+            sign(
+                subjects.memory_log(memory, memory_fold.MEMORY_ROLE, name),
+                f"/{memory}/memory/{name}",
+                boot,
+                ports.entropy,
+            ),
             ports.clock,
             ports.probe,
             MEMORY_TYPES,

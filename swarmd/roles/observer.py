@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from swarmd.core.state import SwarmState
-    from swarmd.ports import Received
+    from swarmd.ports import Received, Subscription
 
 #: The catalog is written so often, or when so many tasks changed; beyond the last number the fold waits for it.
 FLUSH_MS: Final = 500
@@ -119,6 +119,7 @@ class Observer:
         self._snapshot_wanted = asyncio.Event()
         self._asked = 0
         self._warned = False
+        self._finds: Subscription | None = None
         self._group: asyncio.TaskGroup
         self.snapshots_taken = 0
         self.feed_dropped = 0
@@ -132,7 +133,7 @@ class Observer:
         """Observe until cancelled."""
         swarm, bus = self._settings.swarm, self._ports.bus
         self._saved_ms = self._ports.clock.now_ms()
-        finds = await bus.subscribe(subjects.find(swarm, "*"), self._on_find, queue="observers")
+        self._finds = await bus.subscribe(subjects.find(swarm, "*"), self._on_find, queue="observers")
         try:
             async with asyncio.TaskGroup() as self._group:
                 self._group.create_task(self._follow())
@@ -143,10 +144,12 @@ class Observer:
                 if self._settings.snapshot_commits:
                     self._group.create_task(self._snapshotter())
         finally:
-            await finds.close()
+            await self._finds.close()
 
     async def drain(self) -> None:
-        """Bring the catalog up to the fold, if it lets us; call it before cancelling `run`."""
+        """Take no more requests, bring the catalog up to the fold if it lets us; then cancel `run`."""
+        if self._finds is not None:
+            await self._finds.close()
         try:
             async with asyncio.timeout(DRAIN_S):
                 await self._flush()

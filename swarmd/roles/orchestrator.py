@@ -26,7 +26,7 @@ from swarmd.core.wire import Beat, Heartbeat, Outcome, Receipt, Start, StoreHeal
 from swarmd.ports import Bus, Clock, Entropy, Intake, Lease, Log, Meter, Probe
 from swarmd.roles.leader_gauges import show_leader, show_store
 from swarmd.roles.replica import Follower, Rewound, agrees
-from swarmd.roles.writer import LogWriter
+from swarmd.roles.writer import LogWriter, sign
 
 if TYPE_CHECKING:
     from swarmd.core.office import LeaderSettings, OwedOutcome
@@ -101,14 +101,10 @@ class Orchestrator:
         self._incarnation = incarnation
         self.reply_prefix = ""
         self.leader = Leader(state, self._writer_name, self._boot, settings)
-        self._writer = LogWriter(
-            ports.log,
-            subjects.log(self._swarm, "orchestrator", self._writer_name),
-            f"/{self._swarm}/orchestrator/{self._writer_name}",
-            self._boot,
-            ports.clock,
-            ports.probe,
-        )
+        subject = subjects.log(self._swarm, "orchestrator", self._writer_name)
+        source = f"/{self._swarm}/orchestrator/{self._writer_name}"
+        signature = sign(subject, source, self._boot, ports.entropy)
+        self._writer = LogWriter(ports.log, signature, ports.clock, ports.probe)
         self._writer.keeps_sent = True
         self._writer.supply = self._decide
         self._writer.dropped = self.leader.dropped
@@ -118,6 +114,7 @@ class Orchestrator:
         self._led = asyncio.Event()
         self._target = 0
         self._stores: dict[str, StoreHealth] = {}
+        self._paying: set[OwedOutcome] = set()
         self._group: asyncio.TaskGroup
         self._verbs: dict[str, Callable[[Received], None]] = {
             "submit": self._on_submit,
@@ -303,9 +300,10 @@ class Orchestrator:
         for (reply, packed), group in outcomes.items():
             for payload in _pack_outcomes(group, packed):
                 await self._publish(self.reply_prefix + reply, payload)
-        owed, leader.owed = leader.owed, []
-        for one in owed:
-            self._group.create_task(self._pay(one))
+        for one in leader.owed:
+            if one not in self._paying:
+                self._paying.add(one)
+                self._group.create_task(self._pay(one))
 
     def _answer(self, ask: object, answer: Receipt | Outcome) -> None:
         if isinstance(ask, _ResultAsk):
@@ -329,10 +327,17 @@ class Orchestrator:
         self._reply(reply, Receipt(error=Failure(error.code, error.message)))
 
     async def _pay(self, owed: OwedOutcome) -> None:
-        """Send an outcome that a former leader may not have sent."""
-        outcome = await self._outcome_at(owed.task, owed.buried)
-        for payload in _pack_outcomes([outcome], owed.packed):
-            await self._publish(self.reply_prefix + owed.reply, payload)
+        """Send an outcome that a former leader may not have sent; it stays owed until that is done."""
+        try:
+            outcome = await self._outcome_at(owed.task, owed.buried)
+            for payload in _pack_outcomes([outcome], owed.packed):
+                await self._ports.bus.publish(self.reply_prefix + owed.reply, payload)
+            if owed in self.leader.owed:
+                self.leader.owed.remove(owed)
+        except Fault as error:
+            self._ports.probe.trouble("owed outcome", error)
+        finally:
+            self._paying.discard(owed)
 
     async def _outcome_at(self, task_id: str, buried: Tombstone) -> Outcome:
         (record,) = await self._ports.log.read([buried.verdict[0]])

@@ -65,7 +65,7 @@ async def agrees(state: Folded, log: Log) -> bool:
 class Follower:
     """Decodes the tail of a log and hands over commits, a slice at a time.
 
-    `sent` knows the events of this process's own commits by message id: what was encoded here need not be
+    `sent` knows the events of this process's own commits: what was encoded here need not be
     decoded again. The broker stored that very commit, since nobody else can guess its id.
     """
 
@@ -75,7 +75,7 @@ class Follower:
         probe: Probe,
         slice_max: int = 64,
         codec: Codec | None = None,
-        sent: Callable[[str], list[Event] | None] = lambda message_id: None,
+        sent: Callable[[Record], list[Event] | None] = lambda record: None,
     ) -> None:
         self._log, self._probe, self._slice_max = log, probe, slice_max
         self._codec, self._sent = codec or Codec(), sent
@@ -93,7 +93,7 @@ class Follower:
         await self._log.follow(after, on_records)
 
     def _read(self, record: Record) -> Commit | Garbage:
-        events = self._sent(record.message_id)
+        events = self._sent(record)
         return self._codec.decode(record) if events is None else read_back(record, events)
 
     def _note(self, commit: Commit | Garbage) -> None:

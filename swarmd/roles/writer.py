@@ -8,17 +8,22 @@ they were handed in. An event too large for any commit fails alone.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import deque
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from swarmd.core.codec import Packer, message_id, rfc3339
 from swarmd.core.commands import MESSAGE_BYTES_MAX
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import TYPES, Event, Fact
-from swarmd.ports import Clock, Log, Probe, Stored
+from swarmd.ports import Clock, Entropy, Log, Probe, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from swarmd.core.codec import Record
 
 EVENTS_MAX: Final = 1_024
 BYTES_MAX: Final = 512 * 1024
@@ -28,20 +33,32 @@ _Receipt = asyncio.Future[Stored]
 _Entry = tuple[Event, "_Receipt | None"]
 
 
+class Signature(Struct, frozen=True):
+    """Who writes: the log subject, the CloudEvents source, this life's `boot`, and a secret that ids are made with."""
+
+    subject: str
+    source: str
+    boot: str
+    secret: bytes
+
+
+def sign(subject: str, source: str, boot: str, entropy: Entropy) -> Signature:
+    """A signature with a fresh secret."""
+    return Signature(subject, source, boot, entropy.bits(128).to_bytes(16))
+
+
 class LogWriter:
     """Appends events under one subject. `seen` must be kept near the log's end by its owner."""
 
     def __init__(
         self,
         log: Log,
-        subject: str,
-        source: str,
-        boot: str,
+        signature: Signature,
         clock: Clock,
         probe: Probe,
         types: Mapping[type[Fact], str] = TYPES,
     ) -> None:
-        self._log, self._subject, self._source, self._boot = log, subject, source, boot
+        self._log, self._signature = log, signature
         self._clock, self._probe = clock, probe
         self._types = types
         self.seen = 0
@@ -96,7 +113,7 @@ class LogWriter:
         if not entries:
             return
         started_ms = self._clock.now_ms()
-        key = message_id(self._boot, self._n)
+        key = self._message_id()
         if self.keeps_sent:
             self._sent[key] = [event for event, _ in entries]
         try:
@@ -113,15 +130,19 @@ class LogWriter:
             if receipt is not None and not receipt.done():
                 receipt.set_result(stored)
 
-    def sent(self, key: str) -> list[Event] | None:
+    def sent(self, record: Record) -> list[Event] | None:
         """The events of a commit of ours, once: reading them back from the log need not decode them again."""
-        return self._sent.pop(key, None)
+        return self._sent.pop(record.message_id, None) if record.subject == self._signature.subject else None
+
+    def _message_id(self) -> str:
+        nonce = hashlib.blake2b(str(self._n).encode(), key=self._signature.secret, digest_size=8).hexdigest()
+        return message_id(self._signature.boot, self._n, nonce)
 
     async def _append(self, payload: bytes, key: str) -> Stored:
         """Repeat until there is a receipt or a refusal: an unknown fate must not be given another number."""
         while True:
             try:
-                return await self._log.append(self._subject, payload, key, self.seen)
+                return await self._log.append(self._signature.subject, payload, key, self.seen)
             except Fault as error:
                 self._probe.trouble("append", error)
 
@@ -130,12 +151,12 @@ class LogWriter:
         entries: list[_Entry] = []
         packer = Packer()
         time = rfc3339(self._clock.now_ms())
-        prefix = f"{self._boot}.{self._n + 1}."
+        prefix = f"{self._signature.boot}.{self._n + 1}."
         queue = self._queue
         while queue and len(entries) < EVENTS_MAX:
             entry = queue[0]
             event = entry[0]
-            event.type, event.source, event.time = self._types[type(event.data)], self._source, time
+            event.type, event.source, event.time = self._types[type(event.data)], self._signature.source, time
             event.id = prefix + str(len(entries))
             size = packer.add(event)
             if size > MESSAGE_BYTES_MAX:

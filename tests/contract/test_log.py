@@ -22,7 +22,7 @@ from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import Completed, Elected, Event
 from swarmd.core.state import SwarmState
 from swarmd.roles.replica import agrees
-from swarmd.roles.writer import LogWriter
+from swarmd.roles.writer import LogWriter, Signature
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -334,7 +334,7 @@ async def test_a_public_sdk_reads_our_commits_as_a_batch_of_cloudevents(tmp_path
         def incident(self, what: str) -> None: ...
 
     async with jetstream(tmp_path) as stream:
-        writer = LogWriter(stream.log, SUBJECT, "/main/worker/w", "boot", SystemClock(), Quiet())
+        writer = LogWriter(stream.log, Signature(SUBJECT, "/main/worker/w", "boot", b"secret"), SystemClock(), Quiet())
         async with asyncio.TaskGroup() as group:
             writing = group.create_task(writer.run())
             facts = [Completed(epoch=1, output=msgspec.Raw(b'{"n":%d}' % n)) for n in range(3)]
