@@ -59,11 +59,12 @@ async def _run_until_stopped(wire: Wire, role: _Role, stop: asyncio.Event, ready
         async with asyncio.TaskGroup() as group:
             running = group.create_task(role.run())
             watching = group.create_task(_watch_reconnects(wire, role.reconnected))
+            guarding = group.create_task(wire.bus.watch())
             ready()
             await stop.wait()
             await role.drain()
-            running.cancel()
-            watching.cancel()
+            for task in (running, watching, guarding):
+                task.cancel()
     except* Rewound as group_of:
         rewound.extend(group_of.exceptions)
     if rewound:

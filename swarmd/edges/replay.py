@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 ASK_MS: Final = 5_000
 GARBAGE_MAX: Final = 1_000
+LOADS_MAX: Final = 5
 
 
 class _Reader:
@@ -268,7 +269,10 @@ async def _snapshots(reader: _Reader) -> list[_Snapshot]:
     """The saved states, newest first. One that is not readable, or not this log's, says why."""
     found: list[_Snapshot] = []
     try:
-        payloads = await NatsSnapshots(reader.bus, reader.swarm).load()
+        for _ in range(LOADS_MAX):  # one that was replaced while it was read is missing, not damaged
+            payloads = await NatsSnapshots(reader.bus, reader.swarm).load()
+            if all(payloads):
+                break
     except SwarmdError as error:
         return [_Snapshot(None, f"not readable with these rights: {error.message}")]
     for payload in payloads:

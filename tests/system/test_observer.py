@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -9,19 +10,22 @@ import msgspec
 import pytest
 
 from swarmd.adapters.catalog import SqliteCatalog
+from swarmd.adapters.fakes import FakeBus, FakeLog
 from swarmd.adapters.jetstream import JetStreamLog
 from swarmd.adapters.nats_bus import NatsBus
 from swarmd.adapters.nats_connect import connect
 from swarmd.adapters.nats_server import find_nats_server
 from swarmd.adapters.snapshots import NatsSnapshots
+from swarmd.adapters.system import SystemClock
 from swarmd.adapters.telemetry import Telemetry
 from swarmd.core import snapshot, subjects
 from swarmd.core.catalog import FindReply
 from swarmd.core.errors import Rejected
-from swarmd.core.events import Failure, RetryPolicy
+from swarmd.core.events import Elected, Event, Failure, RetryPolicy
 from swarmd.core.wire import StoreHealth
 from swarmd.edges.projections import ObserverOptions, run_observer
-from swarmd.roles.observer import FoundOne
+from swarmd.roles.observer import FoundOne, Observer, ObserverPorts, ObserverSettings, load
+from swarmd.roles.replica import Rewound
 from tests.system.swarms import SWARM, Role, Swarm, a_swarm, until
 
 if TYPE_CHECKING:
@@ -283,3 +287,77 @@ async def test_a_log_made_anew_is_noticed(observed: Observed) -> None:
     await observed.start()
     await observed.caught_up()
     assert len((await observed.task(old.task)).history) == 4
+
+
+# --- over the twins --------------------------------------------------------------------------------
+
+
+class Saved:
+    """Snapshots in a list."""
+
+    def __init__(self) -> None:
+        self.payloads: list[bytes] = []
+
+    async def load(self) -> list[bytes]:
+        return self.payloads[::-1][:2]
+
+    async def save(self, payload: bytes) -> None:
+        self.payloads.append(payload)
+
+
+class Quiet:
+    """A probe and a meter that listen to incidents only."""
+
+    def __init__(self) -> None:
+        self.incidents: list[str] = []
+
+    def committed(self, events: int, size: int, took_ms: float) -> None: ...
+
+    def folded(self, seq: int, events: int) -> None: ...
+
+    def trouble(self, where: str, error: Exception) -> None: ...
+
+    def incident(self, what: str) -> None:
+        self.incidents.append(what)
+
+    def count(self, name: str, *labels: str, by: float = 1) -> None: ...
+
+    def gauge(self, name: str, value: float, *labels: str) -> None: ...
+
+    def observe(self, name: str, value: float, *labels: str) -> None: ...
+
+
+async def elect(log: FakeLog, first: int, upto: int, boot: str = "b") -> None:
+    for n in range(first, upto + 1):
+        event = Event(SWARM, Elected(term=n), "swarmd.swarm.elected.v1", f"{boot}.{n}.0", "/main/orchestrator/o")
+        await log.append(subjects.log(SWARM, "orchestrator", "o"), msgspec.json.encode([event]), f"{boot}.{n}", n - 1)
+
+
+async def test_a_restored_log_ends_the_observer_and_the_next_one_starts_anew(tmp_path: Path) -> None:
+    log, probe, saved = FakeLog(), Quiet(), Saved()
+    catalog = SqliteCatalog(tmp_path / "catalog.db")
+    ports = ObserverPorts(log, FakeBus(), saved, catalog, SystemClock(), probe, probe)
+    settings = ObserverSettings(SWARM, "obs", snapshot_ms=20)
+    await elect(log, 1, 20)
+    state, mark = await load(SWARM, "log", ports)
+    observer = Observer(state, mark, settings, ports)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(observer.run())
+        await until(lambda: observer.state.seq == 20 and saved.payloads)
+        await observer.reconnected()
+        log.truncate(10)
+        await elect(log, 11, 20, boot="other")
+        with pytest.raises(Rewound, match="sequence 20"):
+            await observer.reconnected()
+        await observer.drain()
+        running.cancel()
+    state, mark = await load(SWARM, "log", ports)
+    assert (state.seq, mark.seq) == (0, 0)
+    assert any("does not agree with the log" in one for one in probe.incidents)
+    again = Observer(state, mark, settings, ports)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(again.run())
+        await until(lambda: again.state.seq == 20)
+        assert again.state.message_id == "other.20"
+        running.cancel()
+    await catalog.close()
