@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import sys
 from collections import deque
 from logging.handlers import RotatingFileHandler
@@ -39,6 +40,17 @@ _LOUD = re.compile(
     r'^\d\d:\d\d:\d\d\.\d+ (?:WARNING|ERROR|CRITICAL)|^\{.*"level": "(?:warning|error|critical)"|^error: '
 )
 _QUIET = re.compile(r'^\d\d:\d\d:\d\d\.\d+ (?:DEBUG|INFO)|^\{.*"level": "(?:debug|info)"')
+_RAISED = re.compile(r"^[\w.]*(?:Error|Exception|Fault|Rejected|Exit|Interrupt)\b.*")
+
+
+def _how(code: int) -> str:
+    """How a process ended, in words."""
+    if code >= 0:
+        return f"ended with code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was ended by signal {-code}"
 
 
 class Child:
@@ -89,8 +101,8 @@ class Child:
                 self.restarts += 1
                 self._changed()
                 log.error(
-                    "%s ended with code %s: %s; starting it again in %.1f s (restart %d)",
-                    self.name, code, self.last_words(), pause_s, self.restarts,
+                    "%s %s: %s; starting it again in %.1f s (restart %d)",
+                    self.name, _how(code), self.last_words(), pause_s, self.restarts,
                 )  # fmt: skip
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause_s):
@@ -100,6 +112,7 @@ class Child:
             self._file.close()
 
     async def _live_once(self) -> int:
+        self._last_words.clear()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *self._arguments,
@@ -206,8 +219,9 @@ class Child:
 
     def last_words(self) -> str:
         """What it said last, for an error."""
-        words = [line for line in self._last_words if line.strip()]
-        return words[-1] if words else f"it said nothing; see {os.path.basename(self._file.baseFilename)}"
+        words = [line.strip(" |+-") for line in self._last_words if line.strip(" |+-")]
+        errors = [line for line in words if _RAISED.match(line)]  # a traceback of a group ends in a ruler
+        return (errors or words or [f"it said nothing; see {os.path.basename(self._file.baseFilename)}"])[-1]
 
     def _its_error(self) -> SwarmdError:
         """The error that the child ended with, as our own."""
