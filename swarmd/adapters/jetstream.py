@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +21,8 @@ from swarmd.core.errors import Fault, Rejected
 from swarmd.ports import Stored
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
     from nats.aio.msg import Msg
 
 SEEN_HEADER: Final = "Swarmd-Seen"

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from nats import errors
-from nats.aio.client import Client
 
 from swarmd.core.errors import Fault, Rejected
 from swarmd.ports import Received
 
 if TYPE_CHECKING:
+    from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription as NatsSubscription
 
@@ -137,6 +137,7 @@ class NatsBus:
             subscription = await self.client.subscribe(subject, queue=queue, pending_bytes_limit=0)
         except (errors.ConnectionClosedError, errors.ConnectionDrainingError) as error:
             raise Fault("disconnected", f"the broker cannot be reached: {type(error).__name__}") from None
+
         def guarded(message: Msg) -> None:
             try:
                 handler(message)

@@ -6,13 +6,15 @@ show expired entries. Losing the lease is noticed at the next renewal; until the
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from swarmd.adapters.nats_bus import NatsBus
 from swarmd.core import subjects
 from swarmd.core.errors import Fault
+
+if TYPE_CHECKING:
+    from swarmd.adapters.nats_bus import NatsBus
 
 TTL_S: Final = 2
 _WRONG_LAST_SEQUENCE: Final = (10071, 10164)

@@ -191,7 +191,7 @@ class MemoryNode:
                     waiting_told = False
                     await self._lead()
                 elif not waiting_told:
-                    ports.probe.incident(f"another node serves memory {self.memory}: {self._name} stands by")
+                    ports.probe.notice(f"another node serves memory {self.memory}: {self._name} stands by")
                     waiting_told = True
             except Fault as error:
                 ports.probe.trouble("lease", error)
@@ -206,7 +206,7 @@ class MemoryNode:
         ]
         projecting = self._group.create_task(self._project())
         self.leading.set()
-        ports.probe.incident(f"{self._name} serves memory {self.memory} from sequence {self.state.seq}")
+        ports.probe.notice(f"{self._name} serves memory {self.memory} from sequence {self.state.seq}")
         try:
             while await self._renew():
                 await ports.clock.sleep(LEASE_MS)
@@ -267,7 +267,7 @@ class MemoryNode:
         self.applied, self._target = applied, last
         self._store_trouble = ""
         if applied < last:
-            self._ports.probe.incident(f"filling the store of memory {self.memory}: {applied} of {last} commits")
+            self._ports.probe.notice(f"filling the store of memory {self.memory}: {applied} of {last} commits")
         self._told_ms = self._ports.clock.now_ms()
         await self._tell_moved()
 
@@ -283,7 +283,7 @@ class MemoryNode:
         now = self._ports.clock.now_ms()
         if upto < self._target and now - self._told_ms >= PROGRESS_MS:
             self._told_ms = now
-            self._ports.probe.incident(f"filling the store of memory {self.memory}: {upto} of {self._target} commits")
+            self._ports.probe.notice(f"filling the store of memory {self.memory}: {upto} of {self._target} commits")
         await self._tell_moved()
 
     # --- requests ---

@@ -7,7 +7,7 @@ from msgspec import Raw
 
 from swarmd.core import compare, snapshot
 from swarmd.core.state import Attempt, Member, SwarmState, Task, Tombstone
-from swarmd.core.status import MemberStatus, SwarmStatus
+from swarmd.core.wire import MemberStatus, SwarmStatus
 
 NAMES = ("the log", "the snapshot")
 

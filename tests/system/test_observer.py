@@ -317,6 +317,8 @@ class Quiet:
 
     def trouble(self, where: str, error: Exception) -> None: ...
 
+    def notice(self, what: str) -> None: ...
+
     def incident(self, what: str) -> None:
         self.incidents.append(what)
 
