@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import Struct
 
-from swarmd.adapters.nats_bus import NatsBus
 from swarmd.core import subjects
 from swarmd.core.errors import Fault, Rejected
+
+if TYPE_CHECKING:
+    from swarmd.adapters.nats_bus import NatsBus
 
 CHUNK_BYTES: Final = 512 * 1024
 BLOB_BYTES_MAX: Final = 256 * 1024 * 1024

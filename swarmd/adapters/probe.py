@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
-from swarmd.adapters.telemetry import Telemetry
+if TYPE_CHECKING:
+    from swarmd.adapters.telemetry import Telemetry
 
 log = logging.getLogger("swarmd")
 

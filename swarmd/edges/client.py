@@ -7,9 +7,8 @@ anything. Outcomes are pushed; after silence or a reconnect the client asks agai
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Raw, Struct
@@ -24,7 +23,11 @@ from swarmd.core.errors import Conflict, Fault, Rejected
 from swarmd.core.events import Failure
 from swarmd.core.ids import uuid7
 from swarmd.core.wire import Outcome, Receipt, Submission, TaskQuery
-from swarmd.ports import Received
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Sequence
+
+    from swarmd.ports import Received
 
 #: One request carries up to so many submissions and bytes.
 BATCH_TASKS: Final = 512
@@ -171,7 +174,7 @@ class Client:
     # --- outcomes ---
 
     async def outcome(self, task: Handle | str, timeout_ms: int = 0) -> Outcome:
-        """A task's verdict, whatever it is; with `timeout_ms` (0: none) raises `Fault("timeout")` when it takes longer."""
+        """A task's verdict, whatever it is. Raises `Fault("timeout")` when it takes longer than `timeout_ms` (0: none)."""
         task_id = task if isinstance(task, str) else task.task
         future = self._waiting.get(task_id)
         if future is None:
