@@ -117,13 +117,18 @@ class LogWriter:
         if self.keeps_sent:
             self._sent[key] = [event for event, _ in entries]
         try:
-            stored = await self._append(payload, key)
+            stored, seen = await self._append(payload, key)
         except Rejected as error:
             # The number stays used: an earlier try of this commit may have been stored after all.
             self._sent.pop(key, None)
             self._reject(entries, error)
             return
         self.acked = stored.seq
+        if stored.seq <= seen and not stored.duplicate:
+            # The log was rewound (a restored broker): who has seen more than there is writes what is void. Once more.
+            self.seen = stored.seq
+            self._queue.extendleft(reversed(entries))
+            return
         self.seen = max(self.seen, stored.seq)
         self._probe.committed(len(entries), len(payload), self._clock.now_ms() - started_ms)
         for _, receipt in entries:
@@ -138,11 +143,15 @@ class LogWriter:
         nonce = hashlib.blake2b(str(self._n).encode(), key=self._signature.secret, digest_size=8).hexdigest()
         return message_id(self._signature.boot, self._n, nonce)
 
-    async def _append(self, payload: bytes, key: str) -> Stored:
-        """Repeat until there is a receipt or a refusal: an unknown fate must not be given another number."""
+    async def _append(self, payload: bytes, key: str) -> tuple[Stored, int]:
+        """The receipt, and what the commit says that its writer has seen.
+
+        Repeats until there is a receipt or a refusal: an unknown fate must not be given another number.
+        """
         while True:
+            seen = self.seen
             try:
-                return await self._log.append(self._signature.subject, payload, key, self.seen)
+                return await self._log.append(self._signature.subject, payload, key, seen), seen
             except Fault as error:
                 self._probe.trouble("append", error)
 
