@@ -277,9 +277,9 @@ _RULES = {
 
 def _client_services(swarms: Sequence[str]) -> list[tuple[str, str, str, str]]:
     """(subject among the roles, subject on the client's side, kind of answer, how long an answer may take)."""
-    asked = ["swarm.*.submit", "swarm.*.ctl.>", "swarm.*.find.>", "memory.*.remember", "memory.*.recall"]
     # Large inputs: a blob is named by its hash and written once, so a client can add but neither change nor remove.
-    asked.append("swarm.*.blob.>")
+    asked = ["swarm.*.submit", "swarm.*.blob.>", "swarm.*.ctl.>", "swarm.*.find.>"]
+    asked += ["memory.*.remember", "memory.*.recall"]
     services = [(subject, subject, "singleton", REPLY_WAIT) for subject in asked]
     read = [("$JS.API.STREAM.INFO.*", f"{_API_PREFIX}.STREAM.INFO.*")]
     for swarm in swarms:

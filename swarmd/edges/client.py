@@ -174,7 +174,7 @@ class Client:
     # --- outcomes ---
 
     async def outcome(self, task: Handle | str, timeout_ms: int = 0) -> Outcome:
-        """A task's verdict, whatever it is. Raises `Fault("timeout")` when it takes longer than `timeout_ms` (0: none)."""
+        """A task's verdict, whatever it is. Raises `Fault("timeout")` after `timeout_ms` (0: it waits for ever)."""
         task_id = task if isinstance(task, str) else task.task
         future = self._waiting.get(task_id)
         if future is None:
