@@ -1,0 +1,121 @@
+"""What the documents tell people to run is run: the tutorial's commands, and the member that is only a NATS client."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.system.swarms import a_swarm
+from tests.system.ups import PLAIN, RunningUp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+COMMAND_S = 60
+
+
+def marked(page: str, mark: str) -> list[tuple[str, str]]:
+    """(value of the mark, content) of each fenced block below `<!-- mark: value -->` or `<!-- mark -->`."""
+    pattern = rf"<!-- {mark}(?:: ([^\n]*?))? -->\n```\w*\n(.*?)```"
+    return re.findall(pattern, (DOCS / page).read_text(), re.DOTALL)
+
+
+# --- the tutorial ----------------------------------------------------------------------------------
+
+
+def runnable() -> list[tuple[str, list[str]]]:
+    """Each command of the tutorial that can be run as it stands, with the output that is promised below it."""
+    commands: list[tuple[str, list[str]]] = []
+    for _, content in marked("tutorial.md", "run"):
+        for line in content.splitlines():
+            if line.startswith("$ "):
+                commands.append((line[2:], []))
+            else:
+                commands[-1][1].append(line)
+    return commands
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_as_it_is_written(tmp_path: Path) -> None:
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    for name, command in (("swarmd", f'{sys.executable} -m swarmd "$@"'), ("python3", f'{sys.executable} "$@"')):
+        (binaries / name).write_text(f"#!/bin/sh\nexec {command}\n")
+        (binaries / name).chmod(0o755)
+    folder = tmp_path / "tour"
+    folder.mkdir()
+    for name, content in marked("tutorial.md", "file"):
+        (folder / name).write_text(content)
+    environ = {"PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    modules = ("--agents", "swarmd.agents", "--agents", "tour")
+    with RunningUp(folder / "data", *modules, cwd=folder, environ=environ):
+        for command, promised in runnable():
+            done = subprocess.run(
+                ["sh", "-c", command],
+                cwd=folder,
+                env={**PLAIN, **environ},
+                capture_output=True,
+                text=True,
+                timeout=COMMAND_S,
+                check=False,
+            )
+            assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+            if promised:
+                assert done.stdout.splitlines() == promised, command
+        checked = subprocess.run(
+            [binaries / "swarmd", "config", "check", "swarm.toml"],
+            cwd=folder,
+            env={**PLAIN, **environ},
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+            check=False,
+        )
+        assert checked.returncode == 0, checked.stderr
+        assert "reviewer" in checked.stdout
+
+
+def test_the_tutorial_has_commands_to_run() -> None:
+    assert len(runnable()) >= 12
+    assert [name for name, _ in marked("tutorial.md", "file")] == ["tour.py", "swarm.toml"]
+
+
+# --- a member that knows nothing but NATS ----------------------------------------------------------
+
+
+@contextmanager
+def member(folder: Path, url: str, user_file: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The program of docs/protocol.md as a process; ended by its pid."""
+    ((_, program),) = marked("protocol.md", "member")
+    (folder / "member.py").write_text(program)
+    with (folder / "member.err").open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, folder / "member.py", url, user_file], stdout=subprocess.DEVNULL, stderr=errors
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def test_the_member_of_the_protocol_runs_tasks_and_is_missed_when_it_dies(tmp_path: Path) -> None:
+    async with a_swarm(tmp_path, with_users=True) as swarm:
+        user_file = tmp_path / "credentials" / "worker.json"
+        with member(tmp_path, swarm.nats.url, user_file) as process:
+            handles = [await swarm.client.submit("shout", word) for word in ("hello", "there")]
+            assert [await swarm.client.result(handle, 30_000) for handle in handles] == ["HELLO", "THERE"]
+            assert process.poll() is None, (tmp_path / "member.err").read_text()
+        waiting = await swarm.client.submit("shout", "again")
+        with member(tmp_path, swarm.nats.url, user_file):
+            assert await swarm.client.result(waiting, 30_000) == "AGAIN"
+        assert (await swarm.client.outcome(handles[0])).attempts == 1
