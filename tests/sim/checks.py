@@ -156,9 +156,9 @@ class Oracle:
     @staticmethod
     def check_overlays(leader: Leader) -> None:
         """With nothing left to do, a leader must not hold back anything for decisions that are not folded."""
-        left = {name: getattr(leader, name) for name in ("_proposed", "_placing", "_taken", "_again", "_waiters")}
-        if any(left.values()) or len(leader._queue):
-            raise Violation(f"overlays of {leader.writer} never ended: {left}, {len(leader._queue)} waiting")
+        left = [leader.door.proposed, leader.door.again, leader.door.events, leader.placing.overlays]
+        if any(left) or len(leader.placing):
+            raise Violation(f"overlays of {leader.writer} never ended: {left}, {len(leader.placing)} waiting")
 
     # --- the state itself ---
 

@@ -183,7 +183,7 @@ class Orchestrator(Process):
             for event in events:
                 task = leader.state.tasks.get(event.subject)
                 if isinstance(event.data, Submitted):
-                    for ask in leader._proposed.get(event.subject, ("", []))[1]:
+                    for ask in leader.door.proposed.get(event.subject, ("", []))[1]:
                         self._answer(ask, Receipt(event.subject))
                 elif isinstance(event.data, Assigned) and task and event.data.member in leader.state.members:
                     member = leader.state.members[event.data.member]

@@ -136,10 +136,10 @@ def test_a_repeated_commit_of_the_leader_does_not_end_a_later_placement() -> Non
     stage.history.store(early.subject, early.message_id, early.payload, early.seen)
     stage.all_fold()
     assert leader.decide() == []
-    assert sum(leader._taken.values()) == 1
+    assert sum(leader.placing.overlays.values()) == 1
     stage.write(leader, in_flight, n=5)
     assert stage.started(leader) == [("t", 1, NODE)]
-    assert leader._taken == {}
+    assert leader.placing.overlays == {}
 
 
 def test_a_commit_beyond_the_horizon_is_void(monkeypatch: pytest.MonkeyPatch) -> None:

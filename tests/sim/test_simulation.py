@@ -35,10 +35,10 @@ def test_one_seed_is_one_history() -> None:
 
 
 def test_the_faults_really_strike() -> None:
-    """A simulation in which nothing happens proves nothing: over a few seeds every kind of refusal is seen."""
+    """A simulation in which nothing happens proves nothing: over some seeds every kind of refusal is seen."""
     ignored: set[str] = set()
     takeovers = executions = 0
-    for seed in range(1, 41):
+    for seed in range(1, 121):
         simulation = simulate(seed)
         counters = simulation.swarm.oracle.state.counters
         ignored.update(counters.ignored)
@@ -55,5 +55,5 @@ def test_the_faults_really_strike() -> None:
         "old_term",
         "after_verdict",
     }
-    assert takeovers > 10
-    assert executions > 500
+    assert takeovers > 30
+    assert executions > 1500
