@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from swarmd.core import evolve
+from swarmd.core import evolve, member_facts
 from swarmd.core.health import Links
 from swarmd.core.state import live_attempt
 
@@ -34,7 +34,7 @@ def broken(rule: str) -> Iterator[None]:
         setattr(owner, name, value)
 
     if rule == "epoch":
-        replace(evolve, "_reported", _reported_without_epoch)
+        replace(member_facts, "reported", _reported_without_epoch)
     elif rule == "lease":
         replace(Links, "lapsed", lambda links, now_ms: [])
     elif rule == "dedup":

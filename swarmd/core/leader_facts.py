@@ -1,0 +1,230 @@
+"""What a leader's facts change. Each holds only in the term it was decided in, from the leader of that term."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Raw
+
+from swarmd.core import effects as fx
+from swarmd.core.events import (
+    Assigned,
+    Cancelled,
+    Configured,
+    Elected,
+    Expired,
+    Fact,
+    Failure,
+    MemberLost,
+    Redriven,
+    Refused,
+    Requeued,
+    Settled,
+    Submitted,
+)
+from swarmd.core.ids import is_uuid7
+from swarmd.core.moves import Sink, end, queue, retire
+from swarmd.core.state import Attempt, Limits, SwarmState, Task, tombstone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from swarmd.core.codec import Commit
+
+
+def leads(state: SwarmState, commit: Commit, term: int) -> bool:
+    return term == state.term and commit.boot == state.leader_boot and commit.writer == state.leader_writer
+
+
+def _elected(state: SwarmState, commit: Commit, index: int, subject: str, fact: Elected, out: Sink) -> str:
+    if fact.term <= state.term:
+        return "old_term"
+    state.term = fact.term
+    state.leader_writer, state.leader_boot = commit.writer, commit.boot
+    out.append(fx.NewTerm(fact.term, commit.writer, commit.boot))
+    return ""
+
+
+def _configured(state: SwarmState, commit: Commit, index: int, subject: str, fact: Configured, out: Sink) -> str:
+    if not leads(state, commit, fact.term):
+        return "not_leader"
+    state.limits = Limits(fact.live_tasks_max, fact.remembered_max, fact.dead_max, fact.losses_max)
+    return ""
+
+
+def _settled(state: SwarmState, commit: Commit, index: int, subject: str, fact: Settled, out: Sink) -> str:
+    if not leads(state, commit, fact.term):
+        return "not_leader"
+    state.intake_seq = max(state.intake_seq, fact.intake)
+    done = 0
+    for untold in state.untold:
+        if untold.seq > fact.told:
+            break
+        done += 1
+    del state.untold[:done]
+    return ""
+
+
+def _submitted(state: SwarmState, commit: Commit, index: int, subject: str, fact: Submitted, out: Sink) -> str:
+    if not leads(state, commit, fact.term):
+        return "not_leader"
+    if subject in state.tasks or tombstone(state, subject) is not None or subject in state.dead:
+        return "repeated_id"
+    if subject <= state.forgotten and is_uuid7(subject):
+        return "forgotten_id"
+    task = Task(
+        subject,
+        fact.agent,
+        fact.digest,
+        (commit.seq, index),
+        Raw(bytes(fact.input)),
+        input_blob=fact.input_blob,
+        priority=fact.priority,
+        deadline_at_ms=fact.deadline_at_ms,
+        tenant=fact.tenant,
+        reply=fact.reply,
+        packed=fact.packed,
+        retry=fact.retry,
+        budget=fact.budget,
+        labels=fact.labels,
+        requires=fact.requires,
+    )
+    state.tasks[subject] = task
+    state.counters.submitted += 1
+    out.append(fx.Queued(task, new=True))
+    return ""
+
+
+def _refused(state: SwarmState, commit: Commit, index: int, subject: str, fact: Refused, out: Sink) -> str:
+    if not leads(state, commit, fact.term):
+        return "not_leader"
+    state.counters.refused += 1
+    out.append(fx.Refusal(subject, fact.failure, fact.reply))
+    return ""
+
+
+def _assigned(state: SwarmState, commit: Commit, index: int, subject: str, fact: Assigned, out: Sink) -> str:
+    if not leads(state, commit, fact.term):
+        return "not_leader"
+    task = state.tasks.get(subject)
+    if task is None:
+        return "unknown_task"
+    member = state.members.get(fact.member)
+    if member is None:
+        return "unknown_member"
+    if fact.epoch != task.epoch + 1:
+        return "stale_epoch"
+    if task.state == "queued":
+        journal, task.journal = task.journal, {}
+    elif task.state == "assigned" and len(task.attempts) == 1:
+        (other,) = task.attempts.values()
+        if other.member == fact.member:
+            return "same_member"
+        journal = dict(other.journal)
+    else:
+        return "not_queued"
+    attempt = Attempt(fact.epoch, fact.member, journal)
+    task.epoch = fact.epoch
+    task.state = "assigned"
+    task.attempts[fact.epoch] = attempt
+    member.running[subject] = fact.epoch
+    out.append(fx.Started(task, attempt))
+    return ""
+
+
+def _requeued(state: SwarmState, commit: Commit, index: int, subject: str, fact: Requeued, out: Sink) -> str:
+    if not leads(state, commit, fact.term):
+        return "not_leader"
+    task = state.tasks.get(subject)
+    if task is None:
+        return "unknown_task"
+    if fact.reason == "retry":
+        if task.state != "backoff" or task.epoch != fact.epoch:
+            return "stale_epoch"
+        queue(task, out)
+        return ""
+    if fact.epoch not in task.attempts:
+        return "stale_epoch"
+    attempt = retire(state, task, fact.epoch)
+    out.append(fx.Stopped(subject, fact.epoch, state.members[attempt.member]))
+    if not task.attempts:
+        queue(task, out)
+    return ""
+
+
+def _cancelled(state: SwarmState, commit: Commit, index: int, subject: str, fact: Cancelled, out: Sink) -> str:
+    return _end_by_leader(state, commit, index, subject, fact, out)
+
+
+def _expired(state: SwarmState, commit: Commit, index: int, subject: str, fact: Expired, out: Sink) -> str:
+    return _end_by_leader(state, commit, index, subject, fact, out)
+
+
+def _end_by_leader(
+    state: SwarmState, commit: Commit, index: int, subject: str, fact: Cancelled | Expired, out: Sink
+) -> str:
+    if not leads(state, commit, fact.term):
+        return "not_leader"
+    task = state.tasks.get(subject)
+    if task is None:
+        return "unknown_task"
+    if isinstance(fact, Cancelled):
+        ended = fx.Ended(
+            task, "cancelled", (commit.seq, index), failure=Failure("cancelled", fact.reason or "cancelled")
+        )
+    else:
+        ended = fx.Ended(
+            task, "expired", (commit.seq, index), failure=Failure("expired", "the deadline passed before a verdict")
+        )
+    end(state, ended, out)
+    return ""
+
+
+def _redriven(state: SwarmState, commit: Commit, index: int, subject: str, fact: Redriven, out: Sink) -> str:
+    if not leads(state, commit, fact.term):
+        return "not_leader"
+    if subject not in state.dead or subject in state.tasks:
+        return "not_dead"
+    task = state.dead.pop(subject)
+    state.tombstones.pop(subject, None)
+    state.older_tombstones.pop(subject, None)
+    task.failures = task.losses = task.deadline_at_ms = 0
+    state.tasks[subject] = task
+    queue(task, out)
+    return ""
+
+
+def _member_lost(state: SwarmState, commit: Commit, index: int, subject: str, fact: MemberLost, out: Sink) -> str:
+    if not leads(state, commit, fact.term):
+        return "not_leader"
+    member = state.members.pop(fact.member, None)
+    if member is None:
+        return "unknown_member"
+    for task_id, epoch in list(member.running.items()):
+        task = state.tasks[task_id]
+        task.losses += 1
+        retire(state, task, epoch)
+        if task.attempts:
+            continue
+        if task.losses > state.limits.losses_max:
+            why = Failure("lost_members", f"{task.losses} members were lost while running it")
+            end(state, fx.Ended(task, "dead", (commit.seq, index), failure=why), out)
+        else:
+            queue(task, out)
+    out.append(fx.Gone(member))
+    return ""
+
+
+LEADER_TRANSITIONS: Final[dict[type[Fact], Callable[..., str]]] = {
+    Elected: _elected,
+    Configured: _configured,
+    Settled: _settled,
+    Submitted: _submitted,
+    Refused: _refused,
+    Assigned: _assigned,
+    Requeued: _requeued,
+    Cancelled: _cancelled,
+    Expired: _expired,
+    Redriven: _redriven,
+    MemberLost: _member_lost,
+}

@@ -1,0 +1,205 @@
+"""What members' facts change. A report counts only for a live epoch, from the writer and boot of its member."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Raw
+
+from swarmd.core import effects as fx
+from swarmd.core.events import (
+    Completed,
+    Fact,
+    Failed,
+    MemberJoined,
+    MemberLeft,
+    Returned,
+    Spawned,
+    Stepped,
+    Suspended,
+)
+from swarmd.core.ids import child_id, node_member, swarm_member
+from swarmd.core.moves import Sink, end, queue, retire
+from swarmd.core.state import Attempt, Member, SwarmState, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from swarmd.core.codec import Commit
+
+
+def _member_joined(state: SwarmState, commit: Commit, index: int, subject: str, fact: MemberJoined, out: Sink) -> str:
+    if fact.kind == "swarm":
+        owned = commit.role == "delegate" and fact.member == swarm_member(commit.writer)
+    else:
+        owned = commit.role == "worker" and fact.member.startswith(node_member(commit.writer, commit.boot, 0)[:-1])
+    if not owned:
+        return "wrong_member"
+    member = state.members.get(fact.member)
+    moved = member is not None and member.boot != commit.boot
+    if member is None:
+        member = Member(fact.member, fact.kind, commit.role, commit.writer, commit.boot, [], 0)
+        state.members[fact.member] = member
+    member.boot = commit.boot
+    member.agents, member.capacity = fact.agents, max(0, fact.capacity)
+    member.node, member.labels = fact.node, fact.labels
+    out.append(fx.Offered(member, moved))
+    return ""
+
+
+def _member_left(state: SwarmState, commit: Commit, index: int, subject: str, fact: MemberLeft, out: Sink) -> str:
+    member = state.members.get(fact.member)
+    if member is None or not _speaks_for(commit, member):
+        return "wrong_member"
+    if member.running:
+        return "still_running"
+    del state.members[fact.member]
+    out.append(fx.Gone(member))
+    return ""
+
+
+def _speaks_for(commit: Commit, member: Member) -> bool:
+    return commit.boot == member.boot and commit.writer == member.writer and commit.role == member.role
+
+
+def reported(state: SwarmState, commit: Commit, subject: str, epoch: int) -> tuple[Task, Attempt] | str:
+    """The live attempt that this commit's writer may report on, or why there is none."""
+    task = state.tasks.get(subject)
+    if task is None:
+        return "after_verdict"
+    attempt = task.attempts.get(epoch)
+    if attempt is None:
+        return "stale_epoch"
+    if not _speaks_for(commit, state.members[attempt.member]):
+        return "wrong_member"
+    return task, attempt
+
+
+def _stepped(state: SwarmState, commit: Commit, index: int, subject: str, fact: Stepped, out: Sink) -> str:
+    found = reported(state, commit, subject, fact.epoch)
+    if isinstance(found, str):
+        return found
+    task, attempt = found
+    if fact.key in attempt.journal:
+        return "repeated_step"
+    attempt.journal[fact.key] = (commit.seq, index)
+    task.spent_tokens += max(0, fact.tokens)
+    task.spent_steps += 1
+    state.counters.steps += 1
+    return ""
+
+
+def _spawned(state: SwarmState, commit: Commit, index: int, subject: str, fact: Spawned, out: Sink) -> str:
+    found = reported(state, commit, subject, fact.epoch)
+    if isinstance(found, str):
+        return found
+    parent, attempt = found
+    if fact.key in attempt.journal:
+        return "repeated_step"
+    child = child_id(subject, fact.n)
+    if child in state.tasks and child not in parent.children:
+        return "repeated_id"
+    attempt.journal[fact.key] = (commit.seq, index)
+    parent.spent_steps += 1
+    state.counters.steps += 1
+    if child in parent.children:
+        return ""
+    task = Task(
+        child,
+        fact.agent,
+        "",
+        (commit.seq, index),
+        Raw(bytes(fact.input)),
+        input_blob=fact.input_blob,
+        priority=parent.priority,
+        deadline_at_ms=parent.deadline_at_ms,
+        tenant=parent.tenant,
+        parent=subject,
+        retry=parent.retry,
+        budget=parent.budget,
+        labels=fact.labels,
+        requires=fact.requires,
+    )
+    parent.children[child] = None
+    state.tasks[child] = task
+    state.counters.submitted += 1
+    out.append(fx.Queued(task, new=True))
+    return ""
+
+
+def _suspended(state: SwarmState, commit: Commit, index: int, subject: str, fact: Suspended, out: Sink) -> str:
+    found = reported(state, commit, subject, fact.epoch)
+    if isinstance(found, str):
+        return found
+    task, _ = found
+    if any(child not in task.children for child in fact.waits):
+        return "unknown_wait"
+    retire(state, task, fact.epoch)
+    if task.attempts:
+        return ""
+    task.waits = [child for child in dict.fromkeys(fact.waits) if task.children[child] is None]
+    if task.waits:
+        task.state = "suspended"
+    else:
+        queue(task, out)
+    return ""
+
+
+def _returned(state: SwarmState, commit: Commit, index: int, subject: str, fact: Returned, out: Sink) -> str:
+    found = reported(state, commit, subject, fact.epoch)
+    if isinstance(found, str):
+        return found
+    task, _ = found
+    retire(state, task, fact.epoch)
+    if not task.attempts:
+        queue(task, out)
+    return ""
+
+
+def _completed(state: SwarmState, commit: Commit, index: int, subject: str, fact: Completed, out: Sink) -> str:
+    found = reported(state, commit, subject, fact.epoch)
+    if isinstance(found, str):
+        return found
+    task, _ = found
+    end(
+        state,
+        fx.Ended(task, "completed", (commit.seq, index), fact.output, fact.output_blob),
+        out,
+        reporter=fact.epoch,
+    )
+    return ""
+
+
+def _failed(state: SwarmState, commit: Commit, index: int, subject: str, fact: Failed, out: Sink) -> str:
+    found = reported(state, commit, subject, fact.epoch)
+    if isinstance(found, str):
+        return found
+    task, _ = found
+    task.failures += 1
+    if fact.retryable and len(task.attempts) > 1:
+        retire(state, task, fact.epoch)
+    elif fact.retryable and task.failures < task.retry.attempts_max:
+        retire(state, task, fact.epoch)
+        task.state = "backoff"
+        task.retry_after_ms = fact.retry_after_ms
+        out.append(fx.Delayed(task))
+    else:
+        end(
+            state,
+            fx.Ended(task, "dead", (commit.seq, index), failure=fact.failure),
+            out,
+            reporter=fact.epoch,
+        )
+    return ""
+
+
+MEMBER_TRANSITIONS: Final[dict[type[Fact], Callable[..., str]]] = {
+    MemberJoined: _member_joined,
+    MemberLeft: _member_left,
+    Stepped: _stepped,
+    Spawned: _spawned,
+    Suspended: _suspended,
+    Returned: _returned,
+    Completed: _completed,
+    Failed: _failed,
+}

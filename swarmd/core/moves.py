@@ -1,0 +1,109 @@
+"""Moves that several transitions share: a task waits again, an attempt ends without a verdict, a task ends for good."""
+
+from __future__ import annotations
+
+from swarmd.core import effects as fx
+from swarmd.core.events import Failure
+from swarmd.core.ids import is_uuid7
+from swarmd.core.state import Attempt, Place, SwarmState, Task, TaskState, Tombstone, Untold
+
+Sink = list[fx.Effect]
+
+
+def queue(task: Task, out: Sink) -> None:
+    task.state = "queued"
+    task.waits = []
+    out.append(fx.Queued(task))
+
+
+def retire(state: SwarmState, task: Task, epoch: int) -> Attempt:
+    """End an attempt without a verdict; its branch becomes the journal that the next one starts from."""
+    attempt = task.attempts.pop(epoch)
+    if not task.attempts:
+        task.journal = attempt.journal
+    _free(state, task.id, attempt.member)
+    return attempt
+
+
+def _free(state: SwarmState, task_id: str, member_id: str) -> None:
+    member = state.members.get(member_id)
+    if member is not None:
+        member.running.pop(task_id, None)
+
+
+def end(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> None:
+    """Give a task its verdict: attempts other than `reporter`'s are stopped, live descendants cancelled."""
+    _close(state, ended, out, reporter)
+    if ended.task.parent:
+        _resolve(state, ended.task, ended.place, out)
+    if not ended.task.children:
+        return
+    parents = [ended.task]
+    while parents:  # no recursion: how deep tasks nest is up to agents
+        parent = parents.pop()
+        for child_name, verdict in parent.children.items():
+            child = state.tasks.get(child_name)
+            if verdict is not None or child is None:
+                continue
+            parent.children[child_name] = ended.place  # a redriven parent must not wait for it
+            orphan = Failure("parent_ended", f"its parent {parent.id} ended")
+            _close(state, fx.Ended(child, "cancelled", ended.place, failure=orphan), out)
+            parents.append(child)
+
+
+def _close(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> None:
+    """End one task and nothing around it."""
+    task, place = ended.task, ended.place
+    del state.tasks[task.id]
+    task.state = ended.state
+    for epoch, attempt in task.attempts.items():
+        member = state.members.get(attempt.member)
+        if member is None:
+            continue
+        member.running.pop(task.id, None)
+        if epoch != reporter:
+            out.append(fx.Stopped(task.id, epoch, member))
+    if task.attempts:
+        task.journal = task.attempts[reporter or max(task.attempts)].journal
+        task.attempts = {}
+    _bury(state, task, ended.state, place)
+    if task.reply:
+        state.untold.append(Untold(task.id, task.reply, task.packed, place[0]))
+    out.append(ended)
+
+
+def _bury(state: SwarmState, task: Task, verdict: TaskState, place: Place) -> None:
+    """Leave a tombstone; two generations are kept, so that forgetting is one pointer, not a scan."""
+    counters = state.counters
+    if verdict == "completed":
+        counters.completed += 1
+    elif verdict == "dead":
+        counters.dead += 1
+        state.dead[task.id] = task
+        if len(state.dead) > state.limits.dead_max:
+            del state.dead[next(iter(state.dead))]
+    elif verdict == "cancelled":
+        counters.cancelled += 1
+    else:
+        counters.expired += 1
+    state.tombstones[task.id] = Tombstone(task.digest, verdict, place)
+    if task.id > state.youngest and is_uuid7(task.id):
+        state.youngest = task.id
+    if len(state.tombstones) * 2 >= state.limits.remembered_max:
+        state.forgotten = max(state.forgotten, state.older_youngest)
+        state.older_tombstones, state.tombstones = state.tombstones, {}
+        state.older_youngest, state.youngest = state.youngest, ""
+
+
+def _resolve(state: SwarmState, task: Task, place: Place, out: Sink) -> None:
+    """Tell a live parent that a child has its verdict."""
+    parent = state.tasks.get(task.parent)
+    if parent is None:
+        return
+    parent.children[task.id] = place
+    if parent.attempts:
+        out.append(fx.ChildEnded(parent, task.id, place))
+    elif parent.state == "suspended" and task.id in parent.waits:
+        parent.waits.remove(task.id)
+        if not parent.waits:
+            queue(parent, out)
