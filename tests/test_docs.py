@@ -250,7 +250,7 @@ def _settings() -> Iterator[tuple[str, str, str]]:
             if known.required:
                 yield section, known.name, "required"
                 continue
-            default = known.default if known.default is not msgspec.NODEFAULT else known.default_factory()  # type: ignore[misc]
+            default = known.default if known.default is not msgspec.NODEFAULT else known.default_factory()
             yield section, known.name, "none" if default is None else f"`{msgspec.json.encode(default).decode()}`"
 
 
@@ -396,7 +396,7 @@ def _in(state: str) -> tuple[History, str]:
 def _candidates(history: History, task: str) -> Iterator[tuple[str, Fact]]:
     """Every fact that might move the task, by who writes it; the fold says which of them do."""
     epoch = history.state.tasks[task].epoch
-    for fact in (
+    decided: list[Fact] = [
         Assigned(term=1, epoch=epoch + 1, member=OTHER),
         Requeued(term=1, epoch=epoch, reason="undelivered"),
         Requeued(term=1, epoch=epoch, reason="retry"),
@@ -404,16 +404,16 @@ def _candidates(history: History, task: str) -> Iterator[tuple[str, Fact]]:
         Expired(term=1),
         Redriven(term=1),
         MemberLost(term=1, member=NODE),
-    ):
-        yield "lead", fact
-    for fact in (
+    ]
+    reported: list[Fact] = [
         Suspended(epoch=epoch, waits=[]),
         Returned(epoch=epoch),
         Completed(epoch=epoch),
         Failed(epoch=epoch, failure=WHY),
         Failed(epoch=epoch, failure=WHY, retryable=False),
-    ):
-        yield "work", fact
+    ]
+    yield from (("lead", fact) for fact in decided)
+    yield from (("work", fact) for fact in reported)
 
 
 def test_the_life_of_a_task_is_drawn_as_it_is() -> None:

@@ -84,6 +84,28 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path: Path) -> None:
         assert "reviewer" in checked.stdout
 
 
+@pytest.mark.slow
+def test_the_programs_of_the_readme_run(tmp_path: Path) -> None:
+    agents, client = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "scales.py").write_text(agents)
+    environ = {"PYTHONPATH": str(ROOT)}
+    with RunningUp(tmp_path / "data", "--agents", "scales", cwd=tmp_path, environ=environ) as up:
+        if up.ready.get("without"):
+            pytest.skip(f"needs the memory: {up.ready['without']}")
+        (tmp_path / "client.py").write_text(client.replace("nats://127.0.0.1:4222", up.ready["nats"]))
+        done = subprocess.run(
+            [sys.executable, "client.py"],
+            cwd=tmp_path,
+            env={**PLAIN, **environ},
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert "NATS carries messages." in done.stdout
+
+
 def test_the_tutorial_has_commands_to_run() -> None:
     assert len(runnable()) >= 12
     assert [name for name, _ in marked("tutorial.md", "file")] == ["tour.py", "swarm.toml"]
