@@ -214,11 +214,11 @@ def test_each_event_type_is_listed_with_its_writers() -> None:
     assert listed == wanted
 
 
-def test_each_request_of_the_leader_is_listed() -> None:
-    source = (ROOT / "swarmd" / "roles" / "orchestrator.py").read_text()
-    verbs = set(re.findall(r'"(\w+)": self\._on_', source))
+def test_each_request_that_is_answered_is_listed() -> None:
+    page = text("protocol.md")
+    verbs = [address.rpartition(".")[2] for address, *_ in schemas.CHANNELS.values() if ".ctl." in address]
     assert verbs
-    assert [verb for verb in verbs if f"| `{verb}` |" not in text("protocol.md")] == []
+    assert [verb for verb in verbs if f"| `{verb}` |" not in page] == []
 
 
 def _codes(*files: str) -> set[str]:
@@ -234,8 +234,10 @@ def _codes(*files: str) -> set[str]:
 
 
 def test_each_error_code_of_a_request_is_explained() -> None:
-    core = [f"core/{file.name}" for file in (ROOT / "swarmd" / "core").glob("*.py") if file.stem != "snapshot"]
-    codes = _codes(*core, "roles/orchestrator.py")
+    package = ROOT / "swarmd"
+    files = [file for layer in ("core", "roles") for file in (package / layer).glob("*.py") if file.stem != "snapshot"]
+    codes = _codes(*(file.relative_to(package).as_posix() for file in files))
+    assert len(codes) >= 15
     assert [code for code in sorted(codes) if f"`{code}`" not in text("protocol.md")] == []
 
 
