@@ -44,6 +44,7 @@ class JetStreamLog:
     def __init__(self, bus: NatsBus, stream: str) -> None:
         self._bus, self._stream = bus, stream
         self._receipts: dict[str, asyncio.Future[Msg]] = {}
+        self._tails: set[_Tail] = set()
         self._numbers = count(1)
         self._inbox = ""
 
@@ -103,7 +104,9 @@ class JetStreamLog:
         raise Fault("broker_error", f"stream {self._stream}: {error.get('description')} ({code})")
 
     def disconnected(self) -> None:
-        """The connection broke: receipts in flight are lost, so let the appends repeat at once."""
+        """The connection broke: receipts in flight and consumers are lost, so let both begin anew at once."""
+        for tail in self._tails:
+            tail.give_up()
         for receipt in self._receipts.values():
             if not receipt.done():
                 receipt.set_exception(Fault("disconnected", "the connection broke"))
@@ -182,6 +185,7 @@ class JetStreamLog:
         position = after
         while True:
             tail = _Tail(self._bus, self._stream)
+            self._tails.add(tail)
             try:
                 await tail.open(position)
                 while True:
@@ -194,6 +198,7 @@ class JetStreamLog:
                     await self._check_held(position + 1)
                 await asyncio.sleep(0.05)
             finally:
+                self._tails.discard(tail)
                 await tail.close()
 
     async def _check_held(self, seq: int) -> None:
@@ -276,6 +281,11 @@ class _Tail:
         seq = int(message.reply.split(".", 6)[5])
         is_copy = headers is not None and _STREAM_HEADER in headers
         self._records.append(_record(seq, message.subject, headers, message.data, is_copy))
+        self._arrived.set()
+
+    def give_up(self) -> None:
+        """The broker forgets a consumer when it restarts; nothing more is to be expected from this one."""
+        self._broken = True
         self._arrived.set()
 
     async def next_batch(self) -> list[Record]:

@@ -66,6 +66,7 @@ class Client:
         self._inbox = bus.inbox()
         self._waiting: dict[str, asyncio.Future[Outcome]] = {}
         self._heard_ms = 0
+        self._again: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._group: asyncio.TaskGroup
 
     @classmethod
@@ -75,9 +76,16 @@ class Client:
     ) -> AsyncIterator[Client]:
         """Connect to a broker; raises `Rejected` or `Fault` with what to do when that fails."""
         settings = url if isinstance(url, NatsSettings) else NatsSettings(url=url)
-        connection = await connect(settings, name, ConnectionEvents())
+        clients: list[Client] = []
+
+        async def on_reconnect() -> None:
+            for client in clients:
+                client.reconnected()
+
+        connection = await connect(settings, name, ConnectionEvents(on_reconnect=on_reconnect))
         try:
             async with cls.over(NatsBus(connection), swarm) as client:
+                clients.append(client)
                 yield client
         finally:
             await connection.close()
@@ -100,6 +108,12 @@ class Client:
         finally:
             await plain.close()
             await prefixed.close()
+
+    def reconnected(self) -> None:
+        """The connection is a new one: what was asked over the old one may never be answered, so ask again now."""
+        self._heard_ms = 0
+        self._again.set_result(None)
+        self._again = asyncio.get_running_loop().create_future()
 
     # --- submitting ---
 
@@ -161,15 +175,27 @@ class Client:
             raise Fault("not_accepted", f"swarm {self._swarm} accepted nothing within {ACCEPT_TIMEOUT_MS} ms") from None
 
     async def _ask_batch(self, batch: list[Submission]) -> Sequence[Receipt]:
-        payload = msgspec.json.encode(batch)
+        asking = self._group.create_task(self._request_submit(msgspec.json.encode(batch)))
+        first: list[asyncio.Future[Any]] = [asking, self._again]
         try:
-            answer = await self._bus.request(subjects.ctl(self._swarm, "submit"), payload, 5_000)
-        except Fault:
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            answer = asking.result() if asking.done() else b""
+        finally:
+            asking.cancel()
+        if not answer:
             return []
         if answer[:1] == b"[":
             return _receipts.decode(answer)
         refused = msgspec.json.decode(answer, type=Receipt)
         return [refused] * len(batch)
+
+    async def _request_submit(self, payload: bytes) -> bytes:
+        try:
+            return await self._bus.request(subjects.ctl(self._swarm, "submit"), payload, 5_000)
+        except Fault:
+            return b""
+        except Rejected as error:
+            return msgspec.json.encode(Receipt(error=Failure(error.code, error.message)))
 
     # --- outcomes ---
 
