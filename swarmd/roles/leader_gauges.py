@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from swarmd.core.leader import Leader
-    from swarmd.core.wire import StoreHealth
     from swarmd.ports import Meter
 
 
@@ -28,9 +27,3 @@ def show_leader(leader: Leader, meter: Meter, now_ms: int) -> None:
     meter.gauge("swarmd_slots", max(0, sum(member.capacity for member in reachable) - used), "free")
     heard = [leader.links.heard_at_ms(member) for member in reachable]
     meter.gauge("swarmd_heartbeat_age_seconds", max(0, now_ms - min(heard)) / 1000 if heard else 0.0)
-
-
-def show_store(store: StoreHealth, meter: Meter) -> None:
-    """A store's size and limit."""
-    meter.gauge("swarmd_store_bytes", store.bytes, store.store)
-    meter.gauge("swarmd_store_limit_bytes", store.bytes_max, store.store)

@@ -14,21 +14,21 @@ import msgspec
 from msgspec import Struct
 
 from swarmd.core import commands, subjects
-from swarmd.core.codec import Codec, Commit, Garbage, Record
-from swarmd.core.errors import Conflict, Fault, Rejected, SwarmdError
-from swarmd.core.events import Event, Failure
-from swarmd.core.ids import intake_id, is_plain, uuid7
+from swarmd.core.errors import Fault, Rejected, SwarmdError
+from swarmd.core.ids import intake_id
 from swarmd.core.leader import Leader
-from swarmd.core.outcomes import outcome_at
-from swarmd.core.state import SwarmState, Tombstone
-from swarmd.core.status import swarm_status, task_status
-from swarmd.core.wire import Beat, Heartbeat, Outcome, Receipt, Start, StoreHealth, Submission
+from swarmd.core.state import SwarmState
+from swarmd.core.wire import Beat, Heartbeat, Outcome, Start, StoreHealth, Submission
 from swarmd.ports import Bus, Clock, Entropy, Intake, Lease, Log, Meter, Probe
-from swarmd.roles.leader_gauges import show_leader, show_store
+from swarmd.roles.leader_gauges import show_leader
 from swarmd.roles.replica import Follower, Rewound, agrees
+from swarmd.roles.requests import Requests
+from swarmd.roles.stores import StoreWatch
 from swarmd.roles.writer import LogWriter, sign
 
 if TYPE_CHECKING:
+    from swarmd.core.codec import Commit, Garbage, Record
+    from swarmd.core.events import Event
     from swarmd.core.office import LeaderSettings, OwedOutcome
     from swarmd.ports import Received, Subscription
 
@@ -36,10 +36,7 @@ TICK_MS = 50
 BEAT_MS = 250
 STORES_MS = 2_000
 RENEW_MS = 400
-RESULT_WAIT_MS_MAX = 3_600_000
 OUTCOME_BYTES_MAX = 400_000
-#: New work is refused above this share of a store, so that running work can finish in the rest.
-FULL_SHARE, WARN_SHARE = 0.9, 0.8
 
 
 class OrchestratorPorts(Struct, frozen=True):
@@ -54,23 +51,6 @@ class OrchestratorPorts(Struct, frozen=True):
     entropy: Entropy
     probe: Probe
     meter: Meter
-
-
-class _BatchAsk:
-    """A batch submission that waits until the fold has accepted each of its tasks."""
-
-    def __init__(self, reply: str, size: int, batch: bool) -> None:
-        self.reply = reply
-        self.receipts: list[Receipt | None] = [None] * size
-        self.left = size
-        self.batch = batch
-
-
-class _ResultAsk:
-    """A `ctl.result` request that waits for a verdict."""
-
-    def __init__(self, reply: str) -> None:
-        self.reply = reply
 
 
 class _Service:
@@ -108,21 +88,14 @@ class Orchestrator:
         self._writer.keeps_sent = True
         self._writer.supply = self._decide
         self._writer.dropped = self.leader.dropped
-        self._replies: list[tuple[str, bytes]] = []
         self._emit_wanted = asyncio.Event()
         self._caught_up = asyncio.Event()
         self._led = asyncio.Event()
         self._target = 0
-        self._stores: dict[str, StoreHealth] = {}
+        self._stores = StoreWatch(self.leader, ports.clock, ports.probe, ports.meter)
+        self._requests = Requests(self.leader, ports.log, ports.clock, ports.entropy, self._changed)
         self._paying: set[OwedOutcome] = set()
         self._group: asyncio.TaskGroup
-        self._verbs: dict[str, Callable[[Received], None]] = {
-            "submit": self._on_submit,
-            "result": self._on_result,
-            "status": self._on_status,
-            "cancel": self._on_cancel,
-            "redrive": self._on_redrive,
-        }
 
     # --- life ---
 
@@ -132,6 +105,7 @@ class Orchestrator:
         health = await self._ports.bus.subscribe(subjects.health(self._swarm, "*", "*"), self._on_health)
         try:
             async with asyncio.TaskGroup() as self._group:
+                self._requests.group = self._group
                 self._group.create_task(self._follow())
                 self._group.create_task(self._writer.run())
                 self._group.create_task(self._emitter())
@@ -175,6 +149,11 @@ class Orchestrator:
         if self.leader.leading:
             self._writer.wake()
             await self._emit()
+
+    def _changed(self) -> None:
+        """There may be something to write, and something to send."""
+        self._writer.wake()
+        self._emit_wanted.set()
 
     def _decide(self) -> list[Event]:
         return self.leader.decide()
@@ -227,7 +206,7 @@ class Orchestrator:
 
     async def _serve(self) -> _Service:
         """We lead: take requests and raw submissions."""
-        ctl = await self._ports.bus.subscribe(subjects.ctl(self._swarm, "*"), self._on_ctl)
+        ctl = await self._ports.bus.subscribe(subjects.ctl(self._swarm, "*"), self._requests.take)
         self._ports.probe.notice(f"{self._writer_name} leads {self._swarm} in term {self.leader.state.term}")
         return _Service(ctl, self._group.create_task(self._read_intake()))
 
@@ -292,8 +271,8 @@ class Orchestrator:
             await self._publish(subjects.dispatch(self._swarm, *key), msgspec.json.encode(batch))
         answers, leader.answers = leader.answers, []
         for ask, answer in answers:
-            self._answer(ask, answer)
-        replies, self._replies = self._replies, []
+            self._requests.answer(ask, answer)
+        replies, self._requests.replies = self._requests.replies, []
         for reply, payload in replies:
             await self._publish(reply, payload)
         outcomes, leader.outcomes = leader.outcomes, {}
@@ -305,31 +284,10 @@ class Orchestrator:
                 self._paying.add(one)
                 self._group.create_task(self._pay(one))
 
-    def _answer(self, ask: object, answer: Receipt | Outcome) -> None:
-        if isinstance(ask, _ResultAsk):
-            self._reply(ask.reply, answer)
-        elif isinstance(ask, tuple) and isinstance(answer, Receipt):
-            batch, place = ask
-            self._fill(batch, place, answer)
-
-    def _fill(self, batch: _BatchAsk, place: int, receipt: Receipt) -> None:
-        batch.receipts[place] = receipt
-        batch.left -= 1
-        if batch.left == 0:
-            self._reply(batch.reply, batch.receipts if batch.batch else batch.receipts[0])
-
-    def _reply(self, reply: str, answer: object) -> None:
-        if reply and is_plain(reply):
-            self._replies.append((reply, msgspec.json.encode(answer)))
-            self._emit_wanted.set()
-
-    def _reply_error(self, reply: str, error: SwarmdError) -> None:
-        self._reply(reply, Receipt(error=Failure(error.code, error.message)))
-
     async def _pay(self, owed: OwedOutcome) -> None:
         """Send an outcome that a former leader may not have sent; it stays owed until that is done."""
         try:
-            outcome = await self._outcome_at(owed.task, owed.buried)
+            outcome = await self._requests.outcome_at(owed.task, owed.buried)
             for payload in _pack_outcomes([outcome], owed.packed):
                 await self._ports.bus.publish(self.reply_prefix + owed.reply, payload)
             if owed in self.leader.owed:
@@ -339,109 +297,17 @@ class Orchestrator:
         finally:
             self._paying.discard(owed)
 
-    async def _outcome_at(self, task_id: str, buried: Tombstone) -> Outcome:
-        (record,) = await self._ports.log.read([buried.verdict[0]])
-        return outcome_at(Codec().decode(record), task_id, buried.verdict)
-
-    # --- requests ---
-
-    def _on_ctl(self, message: Received) -> None:
-        verb = message.subject.rpartition(".")[2]
-        handle = self._verbs.get(verb)
-        if handle is None:
-            self._reply_error(message.reply, Rejected("unknown_verb", f"ctl has {', '.join(self._verbs)}, not {verb}"))
-            return
-        try:
-            handle(message)
-        except (Rejected, Conflict) as error:
-            self._reply_error(message.reply, error)
-        self._writer.wake()
-
-    def _on_submit(self, message: Received) -> None:
-        now = self._ports.clock.now_ms()
-        try:
-            submissions, is_batch = commands.parse_submissions(message.payload)
-        except Rejected as error:
-            self.leader.refuse(self._mint(now), error)
-            raise
-        batch = _BatchAsk(message.reply, len(submissions), is_batch)
-        for place, submission in enumerate(submissions):
-            task_id = submission.id or self._mint(now)
-            try:
-                commands.check(submission)
-                known = self.leader.submit(submission, task_id, now, is_batch, (batch, place))
-            except (Rejected, Conflict) as error:
-                if error.code.startswith(("bad_", "too_")):
-                    self.leader.refuse(task_id if submission.id else self._mint(now), error)
-                known = Receipt(error=Failure(error.code, error.message))
-            if known is not None:
-                self._fill(batch, place, known)
-
-    def _mint(self, now_ms: int) -> str:
-        return uuid7(now_ms, self._ports.entropy.bits(74))
-
-    def _on_result(self, message: Received) -> None:
-        query = commands.parse_query(message.payload)
-        ask = _ResultAsk(message.reply)
-        buried = self.leader.await_outcome(query.task, ask)
-        if buried is not None:
-            self._group.create_task(self._tell_outcome(message.reply, query.task, buried))
-            return
-        wait_ms = min(query.timeout_ms or RESULT_WAIT_MS_MAX, RESULT_WAIT_MS_MAX)
-        asyncio.get_running_loop().call_later(wait_ms / 1000, self._give_up, query.task, ask)
-
-    def _give_up(self, task_id: str, ask: _ResultAsk) -> None:
-        so_far = self.leader.give_up(task_id, ask)
-        if so_far is not None:
-            self._reply(ask.reply, so_far)
-
-    async def _tell_outcome(self, reply: str, task_id: str, buried: Tombstone) -> None:
-        try:
-            self._reply(reply, await self._outcome_at(task_id, buried))
-        except Fault as error:
-            self._reply_error(reply, error)
-
-    def _on_status(self, message: Received) -> None:
-        now = self._ports.clock.now_ms()
-        if not message.payload.strip():
-            self._reply(message.reply, swarm_status(self.leader, now))
-            return
-        query = commands.parse_query(message.payload)
-        self._reply(message.reply, task_status(self.leader, query.task))
-
-    def _on_cancel(self, message: Received) -> None:
-        query = commands.parse_query(message.payload)
-        self.leader.cancel(query.task, query.reason)
-        self._reply(message.reply, Receipt(query.task))
-
-    def _on_redrive(self, message: Received) -> None:
-        query = commands.parse_query(message.payload)
-        self.leader.redrive(query.task)
-        self._reply(message.reply, Receipt(query.task))
-
     # --- members, stores, intake ---
 
     def _on_health(self, message: Received) -> None:
         try:
             if message.subject.endswith(".store"):
-                self._on_store(msgspec.json.decode(message.payload, type=StoreHealth))
+                self._stores.seen(msgspec.json.decode(message.payload, type=StoreHealth))
             elif self.leader.leading:
                 beat = msgspec.json.decode(message.payload, type=Heartbeat)
                 self.leader.heartbeat(beat, self._ports.clock.now_ms())
         except msgspec.MsgspecError as error:
             self._ports.probe.trouble("heartbeat", error)
-
-    def _on_store(self, store: StoreHealth) -> None:
-        """Warn at 80 % of a store, refuse new work at 90 %: what runs finishes in the rest."""
-        before = self._stores.get(store.store)
-        self._stores[store.store] = store
-        share = store.bytes / store.bytes_max if store.bytes_max > 0 else 0.0
-        if share >= WARN_SHARE and (before is None or before.bytes / max(before.bytes_max, 1) < WARN_SHARE):
-            self._ports.probe.incident(f"{store.store} is {share:.0%} full ({store.bytes} of {store.bytes_max} bytes)")
-        full = [s for s in self._stores.values() if s.bytes_max > 0 and s.bytes >= FULL_SHARE * s.bytes_max]
-        self.leader.refusing = "; ".join(
-            f"{s.store} holds {s.bytes} of {s.bytes_max} bytes: archive or raise its limit" for s in full
-        )
 
     async def _read_intake(self) -> None:
         """Turn raw submissions into tasks or refusals, from the last one that the log says is done."""
@@ -466,10 +332,10 @@ class Orchestrator:
             show_leader(self.leader, self._ports.meter, self._ports.clock.now_ms())
             if not self.leader.leading:
                 continue
+            self._stores.judge()
             try:
                 for store in await self._ports.stores():
-                    show_store(store, self._ports.meter)
-                    self._on_store(store)
+                    self._stores.seen(store)
                 done = self.leader.state.intake_seq
                 if done > purged:
                     await self._ports.intake.purge(done)
