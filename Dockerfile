@@ -21,6 +21,7 @@ VOLUME /var/lib/swarmd
 EXPOSE 4222 9464
 HEALTHCHECK --interval=15s --timeout=5s --start-period=120s --retries=3 \
   CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:9464/livez', timeout=4)"]
-# --host 0.0.0.0: publish 4222 only where everyone who can reach it may submit, or give the broker TLS and users.
+# Listening everywhere: publish 4222 only where everyone who can reach it may submit.
+ENV SWARMD_BROKER_HOST=0.0.0.0 SWARMD_METRICS_HOST=0.0.0.0
 ENTRYPOINT ["swarmd"]
-CMD ["up", "--data", "/var/lib/swarmd/data", "--host", "0.0.0.0", "--metrics-port", "9464"]
+CMD ["up", "--data", "/var/lib/swarmd/data", "--metrics-port", "9464"]

@@ -9,12 +9,12 @@ import hashlib
 from typing import Final, TypeVar
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from swarmd.core.codec import too_deep
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Budget, RetryPolicy, Submitted
-from swarmd.core.ids import check_name, check_reply, check_task_id
+from swarmd.core.ids import check_name, check_reply, check_task_id, is_plain
 from swarmd.core.wire import Submission, TaskQuery
 
 #: Inputs and outputs up to this many bytes travel in events; larger ones are stored as blobs.
@@ -26,6 +26,12 @@ INPUT_DEPTH_MAX: Final = 100
 _LABELS_MAX: Final = 32
 
 _T = TypeVar("_T")
+
+
+class _Replied(Struct):
+    reply: str = ""
+
+
 _one: Final = msgspec.json.Decoder(Submission)
 _many: Final = msgspec.json.Decoder(list[Submission])
 _query: Final = msgspec.json.Decoder(TaskQuery)
@@ -47,6 +53,26 @@ def parse_submissions(payload: bytes) -> tuple[list[Submission], bool]:
     if not 0 < len(submissions) <= BATCH_MAX:
         raise Rejected("bad_batch", f"a batch holds 1 to {BATCH_MAX} submissions, not {len(submissions)}")
     return submissions, True
+
+
+def parse_raw(payload: bytes) -> tuple[Submission | Rejected, str]:
+    """A raw submission, or why it cannot be a task; and where to send its outcome, even when it is refused."""
+    try:
+        submissions, is_batch = parse_submissions(payload)
+        if is_batch:
+            raise Rejected("bad_batch", "a raw submission is one object; send a batch to ctl.submit")
+        return check(submissions[0]), submissions[0].reply
+    except Rejected as error:
+        return error, _reply_of(payload)
+
+
+def _reply_of(payload: bytes) -> str:
+    """The reply subject in something that is no sound submission, if it names a usable one."""
+    try:
+        reply = msgspec.json.decode(payload, type=_Replied).reply
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
+    return reply if reply and is_plain(reply) else ""
 
 
 def parse_query(payload: bytes) -> TaskQuery:

@@ -54,11 +54,14 @@ class Door:
         self._placing.propose(task_id, fact)
         return None
 
-    def intake(self, seq: int, task_id: str, submission: Submission | Rejected, now_ms: int, refusing: str) -> None:
-        """A raw submission stored in the intake at `seq`: it becomes a task or a refusal, never nothing."""
+    def intake(
+        self, seq: int, task_id: str, raw: tuple[Submission | Rejected, str], now_ms: int, refusing: str
+    ) -> None:
+        """What `parse_raw` made of the intake's message at `seq`: it becomes a task or a refusal, never nothing."""
+        submission, reply = raw
         self.intake_read = max(self.intake_read, seq)
         if isinstance(submission, Rejected):
-            self.refuse(task_id, submission, "", seq)
+            self.refuse(task_id, submission, reply, seq)
             return
         try:
             content = commands.digest(submission)
@@ -70,7 +73,7 @@ class Door:
                 self._check_room(refusing)
                 self.proposed[task_id] = (content, [])
         except (Rejected, Conflict) as error:
-            self.refuse(task_id, error, submission.reply, seq)
+            self.refuse(task_id, error, reply, seq)
             return
         fact = commands.to_fact(submission, content, self._state.term, now_ms, False)
         fact.intake_seq = seq

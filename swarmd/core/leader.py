@@ -243,10 +243,10 @@ class Leader:
         self._require_office()
         return self.door.submit(submission, task_id, now_ms, packed, ask, self.refusing)
 
-    def intake(self, seq: int, task_id: str, submission: Submission | Rejected, now_ms: int) -> None:
-        """A raw submission stored in the intake at `seq`; whoever leads next reads it again."""
+    def intake(self, seq: int, task_id: str, raw: tuple[Submission | Rejected, str], now_ms: int) -> None:
+        """What `parse_raw` made of the intake's message at `seq`; whoever leads next reads it again."""
         if self.leading:
-            self.door.intake(seq, task_id, submission, now_ms, self.refusing)
+            self.door.intake(seq, task_id, raw, now_ms, self.refusing)
 
     def refuse(self, subject: str, error: Rejected | Conflict) -> None:
         """Record that a request was turned away."""

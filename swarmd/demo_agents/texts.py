@@ -2,11 +2,11 @@
 
 Job: everything about a survey that needs neither a model nor a memory, so that it can be read and tested alone.
 How themes are found: a theme is a pair of neighbouring content words, or one word, that stands in some heading: what
-authors name in headings is what they write about. Each is weighed by the number of documents that hold it times the
-logarithm of its count (in headings it counts twice), a pair three times that; what stands in nearly every document,
-or in one only, says little and is left out (after Salton & Buckley, "Term-weighting approaches in automatic text
-retrieval", 1988). Questions are the documents' own headings that are questions, then one for each of the heaviest
-themes; the next themes are those of the report.
+authors name in headings is what they write about (a heading that several documents share belongs to a form). Each
+is weighed by the number of documents that hold it times the logarithm of its count (in headings it counts twice), a
+pair three times that; what stands in nearly every document, or in one only, says little and is left out (after Salton
+& Buckley, "Term-weighting approaches in automatic text retrieval", 1988). Questions are the documents' own headings
+that are questions, then one for each of the heaviest themes; the next themes are those of the report.
 Must not know: agents, tasks, how the texts were made.
 """
 
@@ -112,7 +112,7 @@ def themes(digests: Sequence[Digest], count: int) -> list[str]:
         for theme, times in digest.terms.items():
             spread[theme] += 1
             total[theme] += times
-    named = {stem(word) for digest in digests for heading in digest.headings for word in words(heading)}
+    named = {stem(word) for heading in _own_headings(digests) for word in words(heading)}
     least = 1 if len(digests) < SPREAD_MIN else 2
     most = max(SPREAD_MIN, SHARE_MAX * len(digests))
     scored = [
@@ -132,12 +132,18 @@ def themes(digests: Sequence[Digest], count: int) -> list[str]:
     return chosen
 
 
+def _own_headings(digests: Sequence[Digest]) -> list[str]:
+    """Headings that say what a document is about: one that many share ("Context", "Status") is part of a form."""
+    shared = Counter(heading.casefold() for digest in digests for heading in set(digest.headings))
+    return [h for digest in digests for h in digest.headings if shared[h.casefold()] < SPREAD_MIN]
+
+
 def plan(digests: Sequence[Digest], given: Sequence[str]) -> tuple[list[str], list[str]]:
     """(questions to answer, themes to report on). Given questions are taken as they are."""
     found = themes(digests, QUESTIONS_MAX + THEMES_MAX)
     if given:
         return list(given), found[:THEMES_MAX]
-    own = [heading for digest in digests for heading in digest.headings if heading.endswith("?")]
+    own = [heading for heading in _own_headings(digests) if heading.endswith("?")]
     asked = list(dict.fromkeys(own))[: QUESTIONS_MAX // 2]
     wanted = QUESTIONS_MAX - len(asked)
     return [*asked, *(f"What about {theme}?" for theme in found[:wanted])], found[wanted:][:THEMES_MAX]

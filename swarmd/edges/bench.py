@@ -86,7 +86,9 @@ async def run(args: argparse.Namespace) -> int:
     if args.nodes < args.processes:
         raise Rejected("bad_usage", f"{args.processes} processes need at least as many nodes, not {args.nodes}")
     shape = Shape(args.nodes, args.processes, args.capacity, args.observer)
+    load = os.getloadavg()[0]
     result = await (_throughput(args, shape) if args.measure == "throughput" else _latency(args, shape))
+    result["load_before"] = round(load, 2)
     if getattr(args, "json", False):
         print(msgspec.json.encode(result).decode())
     else:
@@ -173,7 +175,6 @@ def _about(shape: Shape) -> dict[str, Any]:
         "sync": "always" if shape.sync_always else "default",
         "observers": ["observer"] if shape.observer else [],
         "cpus": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 2),
     }
 
 

@@ -153,7 +153,11 @@ def _incarnation(created: str) -> str:
 
 
 def _stores(bus: NatsBus, swarm: str) -> Callable[[], Any]:
-    names = {"log": subjects.log_stream(swarm), "blobs": subjects.blob_stream(swarm)}
+    names = {
+        "log": subjects.log_stream(swarm),
+        "blobs": subjects.blob_stream(swarm),
+        "intake": subjects.intake_stream(swarm),
+    }
 
     async def look() -> list[StoreHealth]:
         states = {store: await stream_state(bus, name) for store, name in names.items()}

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from swarmd.core import commands, subjects
-from swarmd.core.errors import Fault, Rejected, SwarmdError
+from swarmd.core.errors import UNREADABLE, Fault, Rejected, SwarmdError
 from swarmd.core.ids import intake_id
 from swarmd.core.leader import Leader
 from swarmd.core.state import SwarmState
@@ -306,7 +306,7 @@ class Orchestrator:
             elif self.leader.leading:
                 beat = msgspec.json.decode(message.payload, type=Heartbeat)
                 self.leader.heartbeat(beat, self._ports.clock.now_ms())
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             self._ports.probe.trouble("heartbeat", error)
 
     async def _read_intake(self) -> None:
@@ -316,10 +316,10 @@ class Orchestrator:
             now = self._ports.clock.now_ms()
             for record in records:
                 task_id = intake_id(self._incarnation, record.seq)
-                submission = _parse_raw(record)
-                if not isinstance(submission, Rejected):
-                    task_id = submission.id or task_id
-                self.leader.intake(record.seq, task_id, submission, now)
+                raw = commands.parse_raw(record.payload)
+                if isinstance(raw[0], Submission):
+                    task_id = raw[0].id or task_id
+                self.leader.intake(record.seq, task_id, raw, now)
             self._writer.wake()
 
         await self._ports.intake.follow(self.leader.intake_read, on_records)
@@ -342,17 +342,6 @@ class Orchestrator:
                     purged = done
             except SwarmdError as error:
                 self._ports.probe.trouble("stores", error)
-
-
-def _parse_raw(record: Record) -> Submission | Rejected:
-    """What a raw submission says, or why it cannot be a task."""
-    try:
-        submissions, is_batch = commands.parse_submissions(record.payload)
-        if is_batch:
-            raise Rejected("bad_batch", "a raw submission is one object; send a batch to ctl.submit")
-        return commands.check(submissions[0])
-    except Rejected as error:
-        return error
 
 
 def _pack_outcomes(outcomes: list[Outcome], packed: bool) -> list[bytes]:

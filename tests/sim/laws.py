@@ -1,4 +1,4 @@
-"""The laws of the log (docs/architecture.md), each with its tests and the simulated faults that strain it.
+"""The laws of the log (docs/laws.md), each with its tests and the simulated faults that strain it.
 
 Law 11's purging and law 12's comparing are done by readers; their tests are with the adapters.
 """

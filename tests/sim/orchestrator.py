@@ -15,7 +15,7 @@ from swarmd.core.leader import Leader
 from swarmd.core.office import LeaderSettings, start_of
 from swarmd.core.outcomes import outcome_at
 from swarmd.core.state import Attempt, Limits, Place, SwarmState
-from swarmd.core.wire import Beat, Heartbeat, Outcome, Receipt, TaskQuery
+from swarmd.core.wire import Beat, Heartbeat, Outcome, Receipt, Submission, TaskQuery
 from tests.sim.bus import Bus
 from tests.sim.checks import Oracle
 from tests.sim.log import SimLog, Writer
@@ -134,12 +134,9 @@ class Orchestrator(Process):
             return
         for seq in range(leader.intake_read + 1, len(swarm.intake) + 1):
             task_id = ids.intake_id("sim", seq)
-            try:
-                (submission,), _ = commands.parse_submissions(swarm.intake[seq - 1])
-                commands.check(submission)
-                leader.intake(seq, submission.id or task_id, submission, self.world.now_ms)
-            except Rejected as error:
-                leader.intake(seq, task_id, error, self.world.now_ms)
+            raw = commands.parse_raw(swarm.intake[seq - 1])
+            named = raw[0].id if isinstance(raw[0], Submission) else ""
+            leader.intake(seq, named or task_id, raw, self.world.now_ms)
 
     def _send(self) -> None:
         """Whatever the leader wants stored, dispatched, answered and told."""

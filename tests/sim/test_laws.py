@@ -204,12 +204,12 @@ def test_an_id_from_the_future_cannot_bar_all_others() -> None:
 def test_a_raw_submission_read_again_after_a_change_of_leaders_is_one_task() -> None:
     stage = Stage()
     first = stage.leading("L1")
-    first.intake(1, ids.intake_id("i", 1), wish(), stage.now_ms)
+    first.intake(1, ids.intake_id("i", 1), (wish(), ""), stage.now_ms)
     stage.decide(first)
     second = stage.leading("L2")
     assert second.intake_read == 0, "the first leader died before it said how far it was"
-    second.intake(1, ids.intake_id("i", 1), wish(), stage.now_ms)
-    second.intake(2, ids.intake_id("i", 2), Rejected("bad_json", "not JSON"), stage.now_ms)
+    second.intake(1, ids.intake_id("i", 1), (wish(), ""), stage.now_ms)
+    second.intake(2, ids.intake_id("i", 2), (Rejected("bad_json", "not JSON"), ""), stage.now_ms)
     stage.decide(second)
     stage.wait(60, second)
     assert list(second.state.tasks) == ["raw-i-1"]
@@ -219,7 +219,7 @@ def test_a_raw_submission_read_again_after_a_change_of_leaders_is_one_task() -> 
 def test_a_raw_submission_whose_event_the_fold_refused_is_not_settled_as_done() -> None:
     stage = Stage()
     leader = stage.leading("L1")
-    leader.intake(1, "raw", wish(), stage.now_ms)
+    leader.intake(1, "raw", (wish(), ""), stage.now_ms)
     late = leader.decide()
     rival = stage.leading("L2")
     stage.write(leader, [leader.campaign()])
@@ -227,7 +227,7 @@ def test_a_raw_submission_whose_event_the_fold_refused_is_not_settled_as_done() 
     stage.wait(60, leader)
     assert (leader.leading, rival.leading) == (True, False)
     assert leader.state.intake_seq == 0
-    leader.intake(1, "raw", wish(), stage.now_ms)
+    leader.intake(1, "raw", (wish(), ""), stage.now_ms)
     stage.decide(leader)
     stage.wait(60, leader)
     assert (leader.state.intake_seq, list(leader.state.tasks)) == (1, ["raw"])
@@ -236,7 +236,7 @@ def test_a_raw_submission_whose_event_the_fold_refused_is_not_settled_as_done() 
 def test_progress_in_the_intake_survives_a_settled_event_that_was_not_stored() -> None:
     stage = Stage()
     leader = stage.leading()
-    leader.intake(1, "raw", wish(), stage.now_ms)
+    leader.intake(1, "raw", (wish(), ""), stage.now_ms)
     stage.decide(leader)
     stage.now_ms += 60
     leader.tick(stage.now_ms)

@@ -103,10 +103,10 @@ def _replay(args: argparse.Namespace) -> int:
 async def _replay_over(args: argparse.Namespace) -> int:
     from swarmd.edges.cli.session import as_json
     from swarmd.edges.replay import replay
-    from swarmd.edges.settings import nats_of
+    from swarmd.edges.settings import admin_of
     from swarmd.tool_calls import clean
 
-    nats = nats_of(flags.settings_of(args))
+    nats = admin_of(flags.settings_of(args))
     async for line in replay(nats, flags.swarm_of(args), task=args.task, to=args.to):
         if flags.wants_json(args):
             print(as_json(line))

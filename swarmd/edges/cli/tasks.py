@@ -41,7 +41,7 @@ def add(commands: flags.Commands) -> None:
     listed.add_argument("--tenant", default="")
     listed.add_argument("--text", default="", help="words that the input holds")
     listed.add_argument("--limit", type=int, default=50)
-    listed.add_argument("--before", default="", metavar="TASK", help="only tasks older than this one")
+    listed.add_argument("--before", type=int, default=0, metavar="NEXT", help="`next` of the answer before")
     cancel = commands.add("cancel", _cancel, "cancel a task and its children", "swarmd cancel 0198c2-… --reason typo")
     cancel.add_argument("task", metavar="TASK")
     cancel.add_argument("--reason", default="")
