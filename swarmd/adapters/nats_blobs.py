@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from swarmd.core import subjects
-from swarmd.core.errors import Fault, Rejected
+from swarmd.core.errors import UNREADABLE, Fault, Rejected
 
 if TYPE_CHECKING:
     from swarmd.adapters.nats_bus import NatsBus
@@ -71,7 +71,7 @@ class NatsBlobs:
             raise Rejected("blob_missing", f"{digest[:80]!r} is no SHA-256 in hex")
         try:
             manifest = msgspec.json.decode(await self._fetch(digest, _MANIFEST), type=_Manifest)
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             raise Rejected("blob_corrupt", f"the manifest of blob {digest} cannot be read") from None
         if not 0 <= manifest.chunks <= BLOB_BYTES_MAX // CHUNK_BYTES + 1:
             raise Rejected("blob_corrupt", f"the manifest of blob {digest} cannot be true")

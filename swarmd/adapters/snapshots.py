@@ -11,7 +11,7 @@ from msgspec import Struct
 from swarmd.adapters.nats_blobs import NatsBlobs
 from swarmd.adapters.nats_bus import ApiRefused, NatsBus
 from swarmd.core import subjects
-from swarmd.core.errors import Fault, Rejected
+from swarmd.core.errors import UNREADABLE, Fault, Rejected
 
 KEPT: Final = 2
 
@@ -55,7 +55,7 @@ class NatsSnapshots:
                 continue
             try:
                 pointers.append(msgspec.json.decode(message.data, type=_Pointer))
-            except msgspec.MsgspecError:
+            except UNREADABLE:
                 continue
         return pointers
 

@@ -8,6 +8,13 @@ Anything else that is raised is a bug and may crash the role.
 
 from __future__ import annotations
 
+from typing import Final
+
+from msgspec import MsgspecError
+
+#: What decoding may raise on bytes that somebody else wrote: no JSON or another shape, no UTF-8, nested too deep.
+UNREADABLE: Final = (MsgspecError, UnicodeDecodeError, RecursionError)
+
 
 class SwarmdError(Exception):
     """Base of every error that swarmd raises on purpose; `code` is stable and meant for machines."""

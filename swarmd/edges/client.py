@@ -19,7 +19,7 @@ from swarmd.adapters.nats_connect import ConnectionEvents, NatsSettings, connect
 from swarmd.adapters.system import SystemClock, SystemEntropy
 from swarmd.core import subjects
 from swarmd.core.commands import INLINE_BYTES_MAX
-from swarmd.core.errors import Conflict, Fault, Rejected
+from swarmd.core.errors import UNREADABLE, Conflict, Fault, Rejected
 from swarmd.core.events import Failure
 from swarmd.core.ids import uuid7
 from swarmd.core.wire import Outcome, Receipt, Submission, TaskQuery
@@ -233,7 +233,11 @@ class Client:
 
     def _on_outcomes(self, message: Received) -> None:
         payload = message.payload
-        for outcome in _outcomes.decode(payload if payload[:1] == b"[" else b"[" + payload + b"]"):
+        try:
+            outcomes = _outcomes.decode(payload if payload[:1] == b"[" else b"[" + payload + b"]")
+        except UNREADABLE:
+            return  # whoever knows the inbox can write to it: what is missing is asked for
+        for outcome in outcomes:
             self._settle(outcome)
 
     def _settle(self, outcome: Outcome) -> None:
@@ -256,7 +260,7 @@ class Client:
         try:
             answer = await self._bus.request(subjects.ctl(self._swarm, "result"), query, 5_000)
             outcome = msgspec.json.decode(answer, type=Outcome)
-        except (Fault, msgspec.ValidationError):
+        except (Fault, *UNREADABLE):
             return  # nobody leads just now, or the task is not known yet: the next round asks again
         if outcome.final:
             self._settle(outcome)

@@ -19,7 +19,7 @@ from swarmd.adapters.streams import stream_state
 from swarmd.core import compare, evolve, snapshot, subjects
 from swarmd.core.catalog import INDIRECT, Gatherer
 from swarmd.core.codec import Codec, Commit, Garbage, Record
-from swarmd.core.errors import Fault, Rejected, SwarmdError
+from swarmd.core.errors import UNREADABLE, Fault, Rejected, SwarmdError
 from swarmd.core.events import Event, MemberLost
 from swarmd.core.ids import check_name, check_task_id
 from swarmd.core.state import Place, SwarmState
@@ -148,7 +148,7 @@ async def _catalogued(reader: _Reader, task: str) -> list[Place] | None:
     try:
         answer = await reader.bus.request(subjects.find(reader.swarm, "task"), body, ASK_MS)
         found = msgspec.json.decode(answer, type=FoundOne)
-    except (Fault, msgspec.MsgspecError):
+    except (Fault, *UNREADABLE):
         return None
     return found.task.history if found.task is not None else None
 
@@ -260,7 +260,7 @@ async def _status(reader: _Reader) -> tuple[SwarmStatus | None, str]:
     try:
         answer = await reader.bus.request(subjects.ctl(reader.swarm, "status"), b"", ASK_MS)
         status = msgspec.json.decode(answer, type=SwarmStatus)
-    except (Fault, msgspec.MsgspecError) as error:
+    except (Fault, *UNREADABLE) as error:
         return None, f"nobody answered: {error}"
     return status, status.leader
 

@@ -16,7 +16,7 @@ from msgspec import Struct
 from swarmd.coalesce import Coalescer
 from swarmd.core import subjects
 from swarmd.core.commands import BATCH_MAX
-from swarmd.core.errors import Conflict, Fault, Rejected
+from swarmd.core.errors import UNREADABLE, Conflict, Fault, Rejected
 from swarmd.core.events import Failure
 from swarmd.core.wire import Outcome, Receipt, Submission, SwarmStatus, TaskQuery
 
@@ -67,7 +67,7 @@ class ChildSwarm:
         answer = await self._bus.request(subjects.ctl(self.name, "status"), b"", REQUEST_MS)
         try:
             return msgspec.json.decode(answer, type=SwarmStatus)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise Fault("no_status", f"swarm {self.name} gave no status: {error}") from None
 
     async def run(self, submission: Submission) -> Outcome:
@@ -141,7 +141,7 @@ class ChildSwarm:
             if answer[:1] != b"[":  # one refusal for the whole request
                 return [msgspec.json.decode(answer, type=Receipt)] * len(batch)
             receipts = _receipts.decode(answer)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise Fault("bad_answer", f"swarm {self.name} answered a submission with: {error}") from None
         if len(receipts) != len(batch):
             raise Fault("bad_answer", f"swarm {self.name} gave {len(receipts)} receipts for {len(batch)} tasks")
@@ -174,7 +174,7 @@ class ChildSwarm:
                 self._settle(outcome)
                 if outcome.final:
                     return
-            except (Fault, msgspec.MsgspecError) as error:
+            except (Fault, *UNREADABLE) as error:
                 log.info("no verdict on %s yet: %s", task, error)
                 await asyncio.sleep(FIRST_ASK_MS / 1000)
 
@@ -182,7 +182,7 @@ class ChildSwarm:
         payload = message.payload
         try:
             outcomes = _outcomes.decode(payload if payload[:1] == b"[" else b"[" + payload + b"]")
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             log.warning("outcomes of swarm %s could not be read", self.name, exc_info=True)
             return
         for outcome in outcomes:

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from swarmd.core import subjects
-from swarmd.core.errors import Fault, Rejected
+from swarmd.core.errors import UNREADABLE, Fault, Rejected
 from swarmd.core.events import Event, Fact, Failed, Failure, MemberJoined, MemberLeft
 from swarmd.core.link import Receiver
 from swarmd.core.wire import Beat, ChildDone, Dispatch, Heartbeat, Rejoin, Report, Start, Stop
@@ -149,8 +149,8 @@ class MemberProcess:
     def _on_dispatch(self, message: Received) -> None:
         try:
             dispatch = _dispatches.decode(message.payload)
-        except msgspec.MsgspecError:
-            log.warning("a dispatch could not be read", exc_info=True)
+        except UNREADABLE as error:
+            log.warning("a dispatch could not be read: %s", error)
             return
         self._see(dispatch.seq)
         for item in self._receiver.take(dispatch):
@@ -169,8 +169,8 @@ class MemberProcess:
     def _on_beat(self, message: Received) -> None:
         try:
             self._see(_beats.decode(message.payload).seq)
-        except msgspec.MsgspecError:
-            log.warning("a beacon could not be read", exc_info=True)
+        except UNREADABLE as error:
+            log.warning("a beacon could not be read: %s", error)
 
     def _see(self, seq: int) -> None:
         self._shell.writer.seen = max(self._shell.writer.seen, seq)
