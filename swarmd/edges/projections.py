@@ -10,7 +10,7 @@ import asyncio
 import logging
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -23,14 +23,13 @@ from swarmd.adapters.probe import TelemetryProbe
 from swarmd.adapters.snapshots import NatsSnapshots
 from swarmd.adapters.streams import ensure_stream, memory_streams, stream_state
 from swarmd.core import subjects
-from swarmd.core.errors import Fault
-from swarmd.edges.wiring import CLOCK, ENTROPY, Wire, connected, new_boot
+from swarmd.edges.wiring import CLOCK, ENTROPY, Wire, connected, live, new_boot
 from swarmd.roles.memory import MemoryNode, MemoryPorts
 from swarmd.roles.observer import Observer, ObserverPorts, ObserverSettings, load
 from swarmd.roles.replica import Rewound
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
 
     from swarmd.adapters.nats_connect import NatsSettings
     from swarmd.adapters.telemetry import Telemetry
@@ -42,29 +41,13 @@ MEMORY_BYTES_MAX = 4 * 1024**3
 CATALOG_BYTES_MAX = 4 * 1024**3
 
 
-class _Role(Protocol):
-    """A shell that runs until cancelled."""
-
-    async def run(self) -> None: ...
-
-    async def drain(self) -> None: ...
-
-    async def reconnected(self) -> None: ...
-
-
-async def _run_until_stopped(wire: Wire, role: _Role, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+async def _run_until_stopped(
+    wire: Wire, role: Observer | MemoryNode, stop: asyncio.Event, ready: Callable[[], None]
+) -> None:
     """Run one role until `stop`; raises what ends it, `Rewound` unwrapped."""
     rewound: list[BaseException] = []
     try:
-        async with asyncio.TaskGroup() as group:
-            running = group.create_task(role.run())
-            watching = group.create_task(_watch_reconnects(wire, role.reconnected))
-            guarding = group.create_task(wire.bus.watch())
-            ready()
-            await stop.wait()
-            await role.drain()
-            for task in (running, watching, guarding):
-                task.cancel()
+        await live((wire,), role, stop, ready, reconnected=role.reconnected)
     except* Rewound as group_of:
         rewound.extend(group_of.exceptions)
     if rewound:
@@ -73,17 +56,6 @@ async def _run_until_stopped(wire: Wire, role: _Role, stop: asyncio.Event, ready
 
 def _first(error: BaseException) -> BaseException:
     return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
-
-
-async def _watch_reconnects(wire: Wire, act: Callable[[], Awaitable[Any]]) -> None:
-    while True:
-        await wire.reconnects.wait()
-        wire.reconnects.clear()
-        try:
-            await act()
-        except Fault:  # the broker went away again: its next return asks again
-            wire.reconnects.set()
-            await CLOCK.sleep(200)
 
 
 class ObserverOptions(Struct, frozen=True):

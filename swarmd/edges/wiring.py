@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from msgspec import Struct
 
@@ -27,7 +27,7 @@ from swarmd.ports import Model, Tool
 from swarmd.roles.attempt import AttemptPorts
 from swarmd.roles.child import ChildSwarm
 from swarmd.roles.delegate import Delegate, DelegatePorts, DelegateSettings
-from swarmd.roles.member import MemberPorts
+from swarmd.roles.member import MemberPorts, MemberProcess
 from swarmd.roles.orchestrator import Orchestrator, OrchestratorPorts
 from swarmd.roles.replica import load_state
 from swarmd.roles.worker import NodeOffer, Worker, WorkerSettings
@@ -87,6 +87,60 @@ async def connected(settings: NatsSettings, name: str, telemetry: Telemetry | No
         await client.close()
 
 
+class Role(Protocol):
+    """A shell that runs until cancelled."""
+
+    async def run(self) -> None: ...
+
+    async def drain(self) -> None: ...
+
+
+class _Drained:
+    """A process of members as a role: its drain has a deadline."""
+
+    def __init__(self, members: MemberProcess, deadline_ms: int) -> None:
+        self._members, self._deadline_ms = members, deadline_ms
+
+    async def run(self) -> None:
+        await self._members.run()
+
+    async def drain(self) -> None:
+        await self._members.drain(self._deadline_ms)
+
+
+async def live(
+    wires: Sequence[Wire],
+    role: Role,
+    stop: asyncio.Event,
+    ready: Callable[[], None],
+    reconnected: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Run one role until `stop`, then drain it; a bug in a handler of any of its connections ends it.
+
+    `reconnected` is called whenever the first connection is back.
+    """
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(role.run()), *(group.create_task(wire.bus.watch()) for wire in wires)]
+        if reconnected is not None:
+            tasks.append(group.create_task(_on_reconnect(wires[0], reconnected)))
+        ready()
+        await stop.wait()
+        await role.drain()
+        for task in tasks:
+            task.cancel()
+
+
+async def _on_reconnect(wire: Wire, act: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await wire.reconnects.wait()
+        wire.reconnects.clear()
+        try:
+            await act()
+        except Fault:  # the broker went away again: its next return asks again
+            wire.reconnects.set()
+            await CLOCK.sleep(200)
+
+
 class OrchestratorOptions(Struct, frozen=True):
     """One orchestrator process."""
 
@@ -125,26 +179,7 @@ async def run_orchestrator(
         state = await load_state(swarm, log, NatsSnapshots(wire.bus, swarm), probe)
         role = Orchestrator(state, (options.name, boot), ports, options.settings, _incarnation(intake["created"]))
         role.reply_prefix = f"swarm.{swarm}.reply." if options.replies_prefixed else ""
-        async with asyncio.TaskGroup() as group:
-            running = group.create_task(role.run())
-            watching = group.create_task(_on_reconnect(wire, role.reconnected))
-            guarding = group.create_task(wire.bus.watch())
-            ready()
-            await stop.wait()
-            await role.drain()
-            for task in (running, watching, guarding):
-                task.cancel()
-
-
-async def _on_reconnect(wire: Wire, act: Callable[[], Any]) -> None:
-    while True:
-        await wire.reconnects.wait()
-        wire.reconnects.clear()
-        try:
-            await act()
-        except Fault:  # the broker went away again: its next return asks again
-            wire.reconnects.set()
-            await CLOCK.sleep(200)
+        await live((wire,), role, stop, ready, reconnected=role.reconnected)
 
 
 def _incarnation(created: str) -> str:
@@ -212,14 +247,7 @@ async def run_worker(
         nodes = [NodeOffer(mint(), options.agents, options.capacity, options.labels) for _ in range(options.nodes)]
         settings = WorkerSettings(options.swarm, options.name, boot, options.default_model)
         worker = Worker(settings, nodes, ports, heart.bus)
-        async with asyncio.TaskGroup() as group:
-            running = group.create_task(worker.run())
-            guarding = group.create_task(wire.bus.watch())
-            ready()
-            await stop.wait()
-            await worker.drain(options.drain_ms)
-            for task in (running, guarding):
-                task.cancel()
+        await live((wire, heart), _Drained(worker, options.drain_ms), stop, ready)
 
 
 class DelegateOptions(Struct, frozen=True):
@@ -255,9 +283,4 @@ async def run_delegate(
             child_blobs=NatsBlobs(inner.bus, child),
         )
         delegate = Delegate(DelegateSettings(parent, child, boot, options.labels, options.capacity_max), ports)
-        async with asyncio.TaskGroup() as group:
-            running = group.create_task(delegate.run())
-            ready()
-            await stop.wait()
-            await delegate.drain(options.drain_ms)
-            running.cancel()
+        await live((wire, heart, inner), _Drained(delegate, options.drain_ms), stop, ready)
