@@ -268,7 +268,7 @@ def _shares(nodes: int, processes: int) -> Iterator[int]:
 async def _spawn(stack: AsyncExitStack, url: str, folder: Path, role: str, *extra: str) -> int:
     """One role as a process; its pid once it is ready."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "swarmd", "run", role, "--swarm", SWARM, "--nats", url, "--data", str(folder),
+        sys.executable, "-P", "-m", "swarmd", "run", role, "--swarm", SWARM, "--nats", url, "--data", str(folder),
         "--log-level", "error", "--parent", str(os.getpid()), *extra,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip

@@ -131,7 +131,7 @@ class Up:
         parts, self._without = parts_of(self._settings)
         config = write_settings(self._settings, self._data)
         for part in parts:
-            arguments = ["-m", "swarmd", "run", part.role, *part.flags, "--config", str(config)]
+            arguments = ["-P", "-m", "swarmd", "run", part.role, *part.flags, "--config", str(config)]
             arguments += ["--parent", str(os.getpid())]
             if users:
                 arguments += ["--nats", self._nats.url, "--user-file", users[part.user]]

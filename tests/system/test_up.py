@@ -203,6 +203,7 @@ def test_a_configuration_hosts_a_hive(tmp_path: Path) -> None:
         "[memory]\nenabled = false\n[swarm.left]\nworkers = 1\nnodes = 1\n[swarm.right]\nworkers = 1\nnodes = 1\n"
         '[hive]\nname = "top"\nswarms = ["left", "right"]\nagents = ["lend"]\n'
     )
+    (tmp_path / "swarmd").mkdir()  # as beside a clone: a folder of that name is not the package
     with RunningUp(tmp_path / "data", "--config", str(file), cwd=tmp_path) as up:
         assert (up.ready["swarms"], up.ready["hive"]) == (["left", "right"], "top")
         done = up.run("submit", "lead", '["left", "right"]', "--swarm", "top", "--wait", "--json")

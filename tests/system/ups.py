@@ -87,7 +87,7 @@ class RunningUp:
     def __init__(self, data: Path, *flags: str, cwd: Path | None = None, environ: Mapping[str, str] = NONE) -> None:
         self.data = data
         self._errors = data.parent / f"{data.name}.err"
-        command = [sys.executable, "-m", "swarmd", "up", "--json", "--data", str(data)]
+        command = [sys.executable, "-P", "-m", "swarmd", "up", "--json", "--data", str(data)]
         command += ["--port", "0", "--metrics-port", "0", *flags]
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(

@@ -35,7 +35,7 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 15)
 if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
-os.execv(sys.executable, [sys.executable, "-m", "swarmd", *sys.argv[2:]])
+os.execv(sys.executable, [sys.executable, "-P", "-m", "swarmd", *sys.argv[2:]])
 """
 
 
@@ -94,7 +94,7 @@ async def staged(data: Path, cast: Cast) -> AsyncIterator[Running]:
     config, log_file = _lay_out(data, cast)
     with log_file.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", _LAUNCHER, str(os.getpid())),
+            *(sys.executable, "-P", "-c", _LAUNCHER, str(os.getpid())),
             *("up", "--json", "--config", str(config), "--data", str(data)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
