@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 PENDING_BYTES = 64 * 1024 * 1024
 RECONNECT_WAIT_S = 0.2
 ABANDON_S = 0.5
+CLOSE_S = 5.0
 PING_S = 5
 """With two missed pings a dead peer is noticed after 10 to 15 s; the library's default takes minutes."""
 
@@ -141,6 +142,22 @@ async def _connect_once(
     client.options["allow_reconnect"] = True
     connected = True
     return client
+
+
+async def disconnect(client: Client) -> None:
+    """Close for good, within a few seconds.
+
+    The library's reconnecting misses a cancellation that comes at the moment of a refused connection, and would then
+    go on for ever: a process that is told to stop while its broker is away would not end.
+    """
+    reconnecting = client._reconnection_task
+    while not client.is_closed:
+        with contextlib.suppress(TimeoutError, OSError):
+            async with asyncio.timeout(CLOSE_S):
+                await client.close()
+        while reconnecting is not None and not reconnecting.done():
+            reconnecting.cancel()
+            await asyncio.wait([reconnecting], timeout=ABANDON_S)
 
 
 def _refuse_plain(client: Client, options: dict[str, Any]) -> None:

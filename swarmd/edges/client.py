@@ -15,7 +15,7 @@ from msgspec import Raw, Struct
 
 from swarmd.adapters.nats_blobs import NatsBlobs
 from swarmd.adapters.nats_bus import NatsBus
-from swarmd.adapters.nats_connect import ConnectionEvents, NatsSettings, connect
+from swarmd.adapters.nats_connect import ConnectionEvents, NatsSettings, connect, disconnect
 from swarmd.adapters.system import SystemClock, SystemEntropy
 from swarmd.core import subjects
 from swarmd.core.commands import INLINE_BYTES_MAX
@@ -88,7 +88,7 @@ class Client:
                 clients.append(client)
                 yield client
         finally:
-            await connection.close()
+            await disconnect(connection)
 
     @classmethod
     @asynccontextmanager

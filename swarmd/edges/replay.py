@@ -13,7 +13,7 @@ from msgspec import Struct, field
 
 from swarmd.adapters.jetstream import JetStreamLog
 from swarmd.adapters.nats_bus import NatsBus
-from swarmd.adapters.nats_connect import NatsSettings, connect
+from swarmd.adapters.nats_connect import NatsSettings, connect, disconnect
 from swarmd.adapters.snapshots import NatsSnapshots
 from swarmd.adapters.streams import stream_state
 from swarmd.core import compare, evolve, snapshot, subjects
@@ -64,7 +64,7 @@ async def _reading(nats: NatsSettings, swarm: str) -> AsyncIterator[_Reader]:
     try:
         yield _Reader(NatsBus(client), check_name("swarm", swarm))
     finally:
-        await client.close()
+        await disconnect(client)
 
 
 # --- show ------------------------------------------------------------------------------------------

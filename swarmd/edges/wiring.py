@@ -12,7 +12,7 @@ from msgspec import Struct
 from swarmd.adapters.jetstream import JetStreamLog
 from swarmd.adapters.nats_blobs import NatsBlobs
 from swarmd.adapters.nats_bus import NatsBus
-from swarmd.adapters.nats_connect import ConnectionEvents, NatsSettings, connect
+from swarmd.adapters.nats_connect import ConnectionEvents, NatsSettings, connect, disconnect
 from swarmd.adapters.nats_lease import NatsLease
 from swarmd.adapters.probe import TelemetryProbe
 from swarmd.adapters.snapshots import NatsSnapshots
@@ -84,7 +84,7 @@ async def connected(settings: NatsSettings, name: str, telemetry: Telemetry | No
     try:
         yield wire
     finally:
-        await client.close()
+        await disconnect(client)
 
 
 class Role(Protocol):

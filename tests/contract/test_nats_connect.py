@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from swarmd.adapters.nats_connect import NatsSettings, connect, redact_url
+from swarmd.adapters.nats_connect import NatsSettings, connect, disconnect, redact_url
 from swarmd.adapters.nats_server import NatsServer, find_nats_server
 from swarmd.core.errors import Fault, Rejected
 
@@ -46,6 +46,38 @@ async def test_the_right_password_connects_and_later_losses_are_survived(guarded
     assert client.options["allow_reconnect"]
     assert client.options["max_reconnect_attempts"] == -1
     await client.close()
+
+
+async def test_closing_while_the_broker_is_away_ends_even_a_try_that_misses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refused connection and a cancellation at the same moment: the library sees the former and tries again."""
+    server = NatsServer(tmp_path)
+    await server.start()
+    client = await connect(NatsSettings(url=server.url), "test")
+    trying = asyncio.Event()
+
+    async def refused_at_that_moment() -> None:
+        trying.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            if trying.is_set():
+                trying.clear()
+                raise ConnectionRefusedError from None
+            raise
+
+    monkeypatch.setattr(client, "_select_next_server", refused_at_that_moment)
+    await server.stop()
+    async with asyncio.timeout(20):
+        await trying.wait()
+        reconnecting = client._reconnection_task
+        closing = disconnect(client)
+        monkeypatch.setattr(trying, "set", lambda: None)  # the next try hears it
+        await closing
+    assert reconnecting is not None
+    assert reconnecting.done()
+    assert client.is_closed
 
 
 async def test_a_wrong_password_is_refused_at_once(guarded: NatsServer) -> None:
