@@ -102,3 +102,9 @@ async def slow_step(ctx: Context, wanted: Any) -> Any:
         return "done"
 
     return await ctx.step("slow", act)
+
+
+@agent
+async def talkative(ctx: Context, wanted: Any) -> Any:
+    """Asks a model that is not there, with the key from the environment."""
+    return (await ctx.model("hello", model="openai:none")).text

@@ -18,7 +18,7 @@ import msgspec
 
 from swarmd.adapters.jetstream import JetStreamLog
 from swarmd.adapters.nats_bus import NatsBus
-from swarmd.adapters.nats_connect import ConnectionEvents, NatsSettings, connect
+from swarmd.adapters.nats_connect import ConnectionEvents, NatsSettings, connect, disconnect
 from swarmd.adapters.nats_server import NatsServer
 from swarmd.core import subjects
 from swarmd.core.codec import Codec, Commit
@@ -275,7 +275,7 @@ async def a_rig(directory: Path, *roles: str) -> AsyncIterator[Rig]:
 
             events = ConnectionEvents(on_disconnect=on_disconnect, on_error=on_error)
             connection = await connect(rig.nats, "rig", events)
-            stack.push_async_callback(connection.close)
+            stack.push_async_callback(disconnect, connection)
             rig.bus = NatsBus(connection)
             rig.log = JetStreamLog(rig.bus, subjects.log_stream(SWARM))
             if "orchestrator" in roles:
