@@ -371,9 +371,10 @@ class Leader:
         """Every event that is ready to be stored, placements last; called when the writer is free."""
         if not self.leading:
             return []
-        events, self._events = self._events, []
-        events += self.door.events
-        self.door.events = []
+        # The door first: a cancellation may be of a task that is only proposed, and must not overtake it.
+        events, self.door.events = self.door.events, []
+        events += self._events
+        self._events = []
         events += self.placing.decide(self.links, self.settings.placements_max)
         return events
 
