@@ -140,12 +140,13 @@ class Context:
         occurrence = self._occurrences[name] = self._occurrences.get(name, 0) + 1
         return f"{name}#{occurrence}"
 
-    def _recorded(self, key: str) -> Stepped | None:
+    def _recorded(self, key: str, kind: str) -> Stepped | None:
         step = self._journal.get(key)
         if step is None:
             return None
-        if not isinstance(step, Stepped):
-            raise AgentFailed("journal_mismatch", f"step {key!r} was recorded as a spawn", retryable=False)
+        if not isinstance(step, Stepped) or step.kind != kind:
+            was = step.kind if isinstance(step, Stepped) else "spawn"
+            raise AgentFailed("journal_mismatch", f"{kind} {key!r} was recorded as a {was}", retryable=False)
         self.replayed += 1
         self.replayed_model_calls += step.kind == "model"
         self._ports.meter.count("swarmd_steps_resumed_total", step.kind)
@@ -162,7 +163,7 @@ class Context:
 
     async def _journaled(self, key: str, kind: str, act: Callable[[], Awaitable[Any]], tokens: Any = None) -> Any:
         """The recorded result under `key`, or `act`'s, recorded. Live and replayed results are equal JSON."""
-        recorded = self._recorded(key)
+        recorded = self._recorded(key, kind)
         if recorded is not None:
             if isinstance(recorded.failure, Failure):
                 raise Rejected(recorded.failure.code, recorded.failure.message)
@@ -177,7 +178,7 @@ class Context:
         await self._record(step)
         self._ports.meter.count("swarmd_steps_total", kind)
         self._ports.meter.observe("swarmd_step_seconds", step.duration_ms / 1000, kind)
-        return msgspec.json.decode(inline) if not blob else msgspec.to_builtins(value)
+        return msgspec.json.decode(msgspec.json.encode(value) if blob else inline)
 
     # --- what agents call ---
 
@@ -278,7 +279,12 @@ class Context:
         number = self._spawned
         key = self._key("spawn")
         child = Child(child_id(self.task, number))
-        if key in self._journal:
+        recorded = self._journal.get(key)
+        if recorded is not None:
+            if not isinstance(recorded, Spawned) or recorded.agent != agent:
+                was = f"a spawn of {recorded.agent!r}" if isinstance(recorded, Spawned) else f"a {recorded.kind}"
+                why = f"spawn {key!r} of {agent!r} was recorded as {was}"
+                raise AgentFailed("journal_mismatch", why, retryable=False)
             self.replayed += 1
             return child
         self._spend_step()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from swarmd.core.codec import Commit, Garbage, Record
     from swarmd.core.events import Event
     from swarmd.core.office import LeaderSettings, OwedOutcome
-    from swarmd.ports import Received, Subscription
+    from swarmd.ports import Received, Stored, Subscription
 
 TICK_MS = 50
 BEAT_MS = 250
@@ -86,6 +86,7 @@ class Orchestrator:
         signature = sign(subject, source, self._boot, ports.entropy)
         self._writer = LogWriter(ports.log, signature, ports.clock, ports.probe)
         self._writer.keeps_sent = True
+        self._writer.seen = state.seq
         self._writer.supply = self._decide
         self._writer.dropped = self.leader.dropped
         self._emit_wanted = asyncio.Event()
@@ -176,7 +177,7 @@ class Orchestrator:
 
     async def _lead(self) -> None:
         """Hold the lease: campaign, serve while leading, until the lease or the leadership is gone."""
-        term = self._run_for_office()
+        term, election = self._run_for_office()
         serving: _Service | None = None
         renewed_ms = self._ports.clock.now_ms()
         try:
@@ -186,8 +187,8 @@ class Orchestrator:
                     serving = await self._serve()
                 elif serving is not None and not self.leader.leading:
                     return
-                elif serving is None and self.leader.state.term >= term:
-                    term = self._run_for_office()  # somebody else's term was stored first
+                elif serving is None and (self.leader.state.term >= term or self._is_void(election)):
+                    term, election = self._run_for_office()  # somebody else's term was stored first, or ours was not
                 await self._wait_folded(RENEW_MS)
                 if self._ports.clock.now_ms() - renewed_ms >= RENEW_MS:
                     renewed_ms = self._ports.clock.now_ms()
@@ -199,10 +200,23 @@ class Orchestrator:
             if serving is not None:
                 await serving.end()
 
-    def _run_for_office(self) -> int:
-        """Append our election; the term it is for."""
-        self._writer.append(self.leader.campaign()).add_done_callback(lambda receipt: receipt.exception())
-        return self.leader.state.term + 1
+    def _run_for_office(self) -> tuple[int, asyncio.Future[Stored]]:
+        """Append our election; the term it is for, and its receipt."""
+        election = self._writer.append(self.leader.campaign())
+        election.add_done_callback(lambda receipt: receipt.exception())  # `_lead` may be gone before it is refused
+        return self.leader.state.term + 1, election
+
+    def _is_void(self, election: asyncio.Future[Stored]) -> bool:
+        """Whether our election came to nothing: the log was full, or it is folded and no term has begun."""
+        if not election.done():
+            return False
+        error = election.exception()
+        if error is None:
+            return self.leader.state.seq >= election.result().seq
+        if not isinstance(error, Rejected):
+            raise error
+        self._ports.probe.trouble("election", error)
+        return True
 
     async def _serve(self) -> _Service:
         """We lead: take requests and raw submissions."""
@@ -290,12 +304,18 @@ class Orchestrator:
             outcome = await self._requests.outcome_at(owed.task, owed.buried)
             for payload in _pack_outcomes([outcome], owed.packed):
                 await self._ports.bus.publish(self.reply_prefix + owed.reply, payload)
-            if owed in self.leader.owed:
-                self.leader.owed.remove(owed)
+            self._discharge(owed)
+        except Rejected as error:  # no repetition would make it fit: its client finds it by asking
+            self._ports.probe.incident(f"the outcome of {owed.task} was not sent: {error.message}")
+            self._discharge(owed)
         except Fault as error:
             self._ports.probe.trouble("owed outcome", error)
         finally:
             self._paying.discard(owed)
+
+    def _discharge(self, owed: OwedOutcome) -> None:
+        if owed in self.leader.owed:
+            self.leader.owed.remove(owed)
 
     # --- members, stores, intake ---
 

@@ -40,10 +40,11 @@ class _BatchAsk:
 
 
 class _ResultAsk:
-    """A `ctl.result` request that waits for a verdict."""
+    """A `ctl.result` request that waits for a verdict, until `timer` gives it up."""
 
     def __init__(self, reply: str) -> None:
         self.reply = reply
+        self.timer: asyncio.TimerHandle | None = None
 
 
 class Requests:
@@ -66,6 +67,8 @@ class Requests:
     def answer(self, ask: object, answer: Receipt | Outcome) -> None:
         """The leader has an answer for one of our asks."""
         if isinstance(ask, _ResultAsk):
+            if ask.timer is not None:
+                ask.timer.cancel()  # it may have an hour to go, and there may be thousands a second
             self._reply(ask.reply, answer)
         elif isinstance(ask, tuple) and isinstance(answer, Receipt):
             batch, place = ask
@@ -134,7 +137,7 @@ class Requests:
             self.group.create_task(self._tell_outcome(message.reply, query.task, buried))
             return
         wait_ms = min(query.timeout_ms or RESULT_WAIT_MS_MAX, RESULT_WAIT_MS_MAX)
-        asyncio.get_running_loop().call_later(wait_ms / 1000, self._give_up, query.task, ask)
+        ask.timer = asyncio.get_running_loop().call_later(wait_ms / 1000, self._give_up, query.task, ask)
 
     def _give_up(self, task_id: str, ask: _ResultAsk) -> None:
         so_far = self._leader.give_up(task_id, ask)

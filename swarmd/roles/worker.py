@@ -16,6 +16,8 @@ from swarmd.roles.member import MemberPorts, MemberProcess, MemberSettings, fail
 from swarmd.sdk import Agent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from swarmd.core.wire import ChildDone, Start
     from swarmd.ports import Bus
 
@@ -85,18 +87,9 @@ class Worker(MemberProcess):
             output = await agent.run(context, wanted)
             inline, blob = await context.pack(output)
             return Completed(epoch=start.epoch, output=inline, output_blob=blob)
-        except SuspendAttempt as suspension:
-            return context.suspended(suspension)
-        except AgentFailed as error:
-            return failed(start, error.code, error.message, error.retryable)
-        except Rejected as error:
-            return failed(start, error.code, error.message, False)
-        except Fault as error:
-            return failed(start, error.code, error.message, True, error.retry_after_ms or 0)
-        except Exception as error:
+        except (Exception, SuspendAttempt, SystemExit, BaseExceptionGroup) as error:
             # An agent is a stranger's code: whatever it raises is a failed attempt, never a dead worker.
-            log.warning("agent %s failed", start.agent, exc_info=True, extra={"task": start.task})
-            return failed(start, "agent_error", f"{type(error).__name__}: {error}", True)
+            return self._ending(start, context, error)
         finally:
             if self._contexts.get(start.task) is context:  # not that of a newer epoch
                 del self._contexts[start.task]
@@ -104,3 +97,28 @@ class Worker(MemberProcess):
                 self.resumed += 1
                 self.replayed += context.replayed
                 self.replayed_model_calls += context.replayed_model_calls
+
+    @staticmethod
+    def _ending(start: Start, context: Context, error: BaseException) -> Fact:
+        """The report on an attempt whose agent raised `error`, alone or out of a TaskGroup of its own."""
+        leaves = list(_leaves(error))
+        waits = [child for leaf in leaves if isinstance(leaf, SuspendAttempt) for child in leaf.waits]
+        if all(isinstance(leaf, SuspendAttempt) for leaf in leaves):
+            return context.suspended(SuspendAttempt(waits))
+        error = next(leaf for leaf in leaves if not isinstance(leaf, SuspendAttempt))
+        if isinstance(error, AgentFailed):
+            return failed(start, error.code, error.message, error.retryable)
+        if isinstance(error, Rejected):
+            return failed(start, error.code, error.message, False)
+        if isinstance(error, Fault):
+            return failed(start, error.code, error.message, True, error.retry_after_ms or 0)
+        log.warning("agent %s failed", start.agent, exc_info=error, extra={"task": start.task})
+        return failed(start, "agent_error", f"{type(error).__name__}: {error}", True)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

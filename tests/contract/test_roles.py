@@ -1,0 +1,176 @@
+"""Roles over the in-process twins of their ports: what is hard to bring about on a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from swarmd.adapters.fakes import FakeBlobs, FakeBus, FakeClock, FakeLease, FakeLog
+from swarmd.adapters.system import SystemEntropy
+from swarmd.core import subjects
+from swarmd.core.commits import HORIZON
+from swarmd.core.errors import Rejected
+from swarmd.core.events import Completed, Fact, Failed, Suspended
+from swarmd.core.office import LeaderSettings
+from swarmd.core.state import SwarmState
+from swarmd.core.wire import Start
+from swarmd.roles.attempt import AgentFailed, AttemptPorts, Child, Context
+from swarmd.roles.orchestrator import Orchestrator, OrchestratorPorts
+from swarmd.roles.worker import NodeOffer, Worker, WorkerSettings
+from swarmd.roles.writer import LogWriter, sign
+from swarmd.sdk import Agent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+WAIT_S = 10.0
+
+
+class Silent:
+    """A probe and a meter that nobody reads."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+# --- orchestrator ----------------------------------------------------------------------------------
+
+
+class Full(FakeLog):
+    """A log that takes nothing until `room` is made."""
+
+    room = False
+
+    async def append(self, subject: str, payload: bytes, message_id: str, seen: int) -> Any:
+        if not self.room:
+            raise Rejected("log_full", "no room")
+        return await super().append(subject, payload, message_id, seen)
+
+
+class Late(FakeLog):
+    """A log that has been written to for long: it begins where a snapshot ends."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self._first = first
+
+
+def an_orchestrator(log: FakeLog, clock: FakeClock, seq: int = 0) -> Orchestrator:
+    async def stores() -> list[Any]:
+        return []
+
+    quiet = Silent()
+    ports = OrchestratorPorts(
+        log, FakeLog(), stores, FakeBus(), FakeLease(clock, {}, "o"), clock, SystemEntropy(), quiet, quiet
+    )
+    return Orchestrator(SwarmState("s", seq=seq), ("o", "b"), ports, LeaderSettings(), "0")
+
+
+async def led(orchestrator: Orchestrator, clock: FakeClock, until: Callable[[], bool]) -> None:
+    """Run it, with time passing, until something holds."""
+    async with asyncio.TaskGroup() as group, asyncio.timeout(WAIT_S):
+        running = group.create_task(orchestrator.run())
+        while not until():
+            await clock.advance(20)  # well under the lease's time to live for each real moment that is waited
+            await asyncio.sleep(0.01)
+        running.cancel()
+
+
+async def test_an_election_that_a_full_log_refused_is_held_again() -> None:
+    log, clock = Full(), FakeClock()
+    orchestrator = an_orchestrator(log, clock)
+    started_ms = clock.now_ms()
+
+    def room() -> bool:
+        log.room = log.room or clock.now_ms() - started_ms > 1_000
+        return orchestrator.leader.leading
+
+    await led(orchestrator, clock, room)
+
+
+async def test_an_election_at_the_end_of_a_long_log_counts() -> None:
+    """Nothing follows the snapshot, so nothing but the snapshot says how far the log is."""
+    seq, clock = 3 * HORIZON, FakeClock()
+    orchestrator = an_orchestrator(Late(seq + 1), clock, seq)
+    await led(orchestrator, clock, lambda: orchestrator.leader.leading)
+
+
+# --- attempts --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def ports() -> AsyncIterator[AttemptPorts]:
+    log, clock, quiet = FakeLog(), FakeClock(), Silent()
+    writer = LogWriter(log, sign(subjects.log("s", "worker", "w"), "/s/worker/w", "b", SystemEntropy()), clock, quiet)
+    none: Any = quiet
+    async with asyncio.TaskGroup() as group:
+        writing = group.create_task(writer.run())
+        yield AttemptPorts(log, FakeBlobs(), FakeBus(), clock, writer, none, none, none, quiet)
+        writing.cancel()
+
+
+async def outcome(ports: AttemptPorts, run: Callable[[Context, Any], Awaitable[Any]], **start: Any) -> Fact:
+    """What a worker reports on an attempt of an agent that does `run`."""
+    node = NodeOffer("n", {"a": Agent("a", run)}, 1)
+    worker = Worker(WorkerSettings("s", "w", "b"), [node], ports, FakeBus())
+    return await worker.outcome(Start("t", 1, "w/b/0", "a", msgspec.Raw(b"null"), **start))
+
+
+async def test_an_agent_that_ends_the_process_only_fails_its_attempt(ports: AttemptPorts) -> None:
+    async def run(ctx: Context, wanted: Any) -> Any:
+        raise SystemExit(3)
+
+    fact = await outcome(ports, run)
+    assert isinstance(fact, Failed)
+    assert (fact.failure.code, fact.retryable) == ("agent_error", True)
+
+
+async def test_an_agent_that_gathers_within_a_task_group_suspends(ports: AttemptPorts) -> None:
+    async def run(ctx: Context, wanted: Any) -> Any:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ctx.gather(Child("t~1")))
+
+    assert await outcome(ports, run, children={"t~1": None}) == Suspended(epoch=1, waits=["t~1"])
+
+
+async def test_a_failure_within_a_task_group_keeps_its_code(ports: AttemptPorts) -> None:
+    async def fail() -> None:
+        raise AgentFailed("no_use", "it is of no use", retryable=False)
+
+    async def run(ctx: Context, wanted: Any) -> Any:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+
+    fact = await outcome(ports, run)
+    assert isinstance(fact, Failed)
+    assert (fact.failure.code, fact.retryable) == ("no_use", False)
+
+
+@pytest.mark.parametrize("size", [1, 300_000])
+async def test_a_step_returns_live_what_it_returns_from_the_journal(ports: AttemptPorts, size: int) -> None:
+    """JSON knows no integer keys and no tuples, whether the result lies in the event or in a blob."""
+    seen: list[Any] = []
+
+    async def run(ctx: Context, wanted: Any) -> Any:
+        seen.append(await ctx.step("act", lambda: {1: ("x" * size,)}))
+
+    await outcome(ports, run)
+    await outcome(ports, run, journal=[(1, 0)])
+    assert seen == [{"1": ["x" * size]}] * 2
+
+
+async def test_a_step_recorded_as_another_kind_is_a_clear_error(ports: AttemptPorts) -> None:
+    async def first(ctx: Context, wanted: Any) -> Any:
+        return await ctx.step("spawn", lambda: 1)
+
+    async def second(ctx: Context, wanted: Any) -> Any:
+        return (await ctx.spawn("b")).task
+
+    assert isinstance(await outcome(ports, first), Completed)
+    fact = await outcome(ports, second, journal=[(1, 0)])
+    assert isinstance(fact, Failed)
+    assert (fact.failure.code, fact.retryable) == ("journal_mismatch", False)
+    assert "'spawn#1' of 'b' was recorded as a step" in fact.failure.message
