@@ -201,13 +201,14 @@ class MemoryNode:
         """Serve and project until the lease is lost."""
         ports = self._ports
         self._renewed_ms = ports.clock.now_ms()
-        self._served = [
-            await ports.bus.subscribe(subjects.memory_verb(self.memory, verb), self._on_request) for verb in self._verbs
-        ]
+        self._served = []
         projecting = self._group.create_task(self._project())
-        self.leading.set()
-        ports.probe.notice(f"{self._name} serves memory {self.memory} from sequence {self.state.seq}")
         try:
+            for verb in self._verbs:
+                subject = subjects.memory_verb(self.memory, verb)
+                self._served.append(await ports.bus.subscribe(subject, self._on_request))
+            self.leading.set()
+            ports.probe.notice(f"{self._name} serves memory {self.memory} from sequence {self.state.seq}")
             while await self._renew():
                 await ports.clock.sleep(LEASE_MS)
             ports.probe.incident(f"{self._name} lost the lease of memory {self.memory}")
