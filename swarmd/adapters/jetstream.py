@@ -29,8 +29,8 @@ SEEN_HEADER: Final = "Swarmd-Seen"
 _MSG_ID: Final = "Nats-Msg-Id"
 _STREAM_HEADER: Final = "Nats-Stream"
 _ACK: Final = "$JS.ACK."
-#: JetStream's err_code for a stream at its size limit, and for a message larger than the stream takes.
-_STORE_FAILED, _TOO_LARGE, _NO_RESOURCES = 10077, 10054, 10023
+#: JetStream's err_code for a stream at its size limit, a message larger than the stream takes, and one it has not.
+_STORE_FAILED, _TOO_LARGE, _NO_MESSAGE = 10077, 10054, 10037
 RECEIPT_TIMEOUT_MS: Final = 2_000
 APPEND_TIMEOUT_MS: Final = 60_000
 PREFETCH: Final = 2_000
@@ -133,7 +133,9 @@ class JetStreamLog:
             return _direct_record(message)
         try:
             answer = await self._bus.api(f"STREAM.MSG.GET.{self._stream}", body)
-        except ApiRefused:
+        except ApiRefused as error:
+            if error.code != _NO_MESSAGE:  # a broker that cannot say now has not said that it holds nothing
+                raise Fault("broker_error", f"stream {self._stream}, sequence {seq}: {error}") from None
             raise Fault("missing_sequence", f"stream {self._stream} no longer holds sequence {seq}") from None
         return _stored_record(answer["message"])
 

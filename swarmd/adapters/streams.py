@@ -100,10 +100,15 @@ async def ensure_stream(bus: NatsBus, config: dict[str, Any]) -> dict[str, Any]:
 
 
 async def stream_state(bus: NatsBus, name: str) -> dict[str, Any]:
-    """`messages`, `bytes`, `first_seq`, `last_seq` of a stream, with its `max_bytes` and `created` time."""
+    """`messages`, `bytes`, `first_seq`, `last_seq` of a stream, with its `max_bytes` and `created` time.
+
+    Raises `Rejected("no_stream")` when there is none, `Fault` when the broker cannot say just now.
+    """
     try:
         info = await bus.api(f"STREAM.INFO.{name}", b"")
     except ApiRefused as error:
+        if error.code != NOT_FOUND:
+            raise Fault("broker_error", f"stream {name}: {error}") from None
         raise Rejected("no_stream", f"stream {name}: {error}") from None
     state: dict[str, Any] = info["state"]
     return state | {"max_bytes": info["config"]["max_bytes"], "created": info["created"]}
