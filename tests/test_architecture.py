@@ -38,8 +38,8 @@ ALLOWED: dict[str, set[str]] = {
 # One outside system may take several files, which may know each other; no adapter knows another system's.
 SYSTEMS = (
     {"nats_bus", "jetstream", "streams", "nats_blobs", "nats_lease", "snapshots"},
-    {"models", "extractive_model", "openai_model"},
-    {"tools", "file_tools", "web_fetch"},
+    {"models", "extractive_model", "openai_model", "chat_format"},
+    {"tools", "file_tools", "web_fetch", "html_text"},
     {"milvus_store", "milvus_server"},
     {"telemetry", "probe"},
 )

@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from swarmd.chat_format import decode_body, error_code, error_text, names_parameter, parse_answer, request_body
+from swarmd.adapters.chat_format import decode_body, error_code, error_text, names_parameter, parse_answer, request_body
 from swarmd.core.errors import Fault, Rejected
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The built-in tools by name. (`swarmd.tool_calls` carries calls out; recall and remember belong to the worker.)
+"""The built-in tools by name. (`swarmd.roles.tool_calls` carries calls out; recall and remember belong to the worker.)
 
 Job: build the tools that an agent's settings allow; a tool that was not named is not built.
 Must not know: agents, journals.

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
+from swarmd.adapters.html_text import readable
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.turns import ToolSpec
-from swarmd.html_text import readable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -22,7 +22,7 @@ from swarmd.edges.settings import (
     stream_limits,
     tool_settings,
 )
-from swarmd.tool_calls import run_tool
+from swarmd.roles.tool_calls import run_tool
 
 if TYPE_CHECKING:
     import argparse

@@ -24,8 +24,8 @@ from swarmd.core.memory import RecalledPassage, RecallReply, RecallRequest, Reme
 from swarmd.core.outcomes import outcome_at
 from swarmd.core.turns import ModelReply, ModelRequest, Turn
 from swarmd.ports import Blobs, Bus, Clock, Log, Meter, Model, Tool
+from swarmd.roles.tool_calls import ToolOutcome
 from swarmd.roles.writer import LogWriter
-from swarmd.tool_calls import ToolOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

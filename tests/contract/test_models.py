@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swarmd.adapters.chat_format import decode_body, error_text, parse_answer
 from swarmd.adapters.extractive_model import MODEL_NAME, NOTHING_ANSWERS, ExtractiveModel
 from swarmd.adapters.models import ModelSettings, open_model
 from swarmd.adapters.openai_model import OpenAIModel, retry_after_ms
-from swarmd.chat_format import decode_body, error_text, parse_answer
 from swarmd.core.errors import Fault, Rejected, SwarmdError
 from swarmd.core.turns import ModelReply, ModelRequest, ToolCall, ToolSpec, Turn
 from tests.contract.scripted_http import Asked, ScriptedServer, http, serving

@@ -19,7 +19,7 @@ from swarmd.adapters.tools import ToolSettings, open_tools
 from swarmd.adapters.web_fetch import FetchUrl, is_public
 from swarmd.core.errors import Fault, Rejected, SwarmdError
 from swarmd.core.turns import ToolSpec
-from swarmd.tool_calls import ToolOutcome, argument_problems, capped, clean, run_tool
+from swarmd.roles.tool_calls import ToolOutcome, argument_problems, capped, clean, run_tool
 from tests.contract.scripted_http import Asked, http, serving
 
 if TYPE_CHECKING:

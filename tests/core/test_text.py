@@ -14,7 +14,7 @@ from swarmd.adapters.extractive_model import (
     NOTHING_TO_SUMMARISE,
     extract,
 )
-from swarmd.html_text import readable
+from swarmd.adapters.html_text import readable
 from swarmd.ranking import bm25, cosine, diverse, lexrank, tf_idf
 from swarmd.text import STOP_WORDS, paragraphs, sentences, stem, stems, words
 

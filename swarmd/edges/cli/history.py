@@ -70,7 +70,7 @@ async def _show_over(session: Session) -> int:
 
 def _print_entry(session: Session, entry: dict[str, Any]) -> None:
     from swarmd.edges.cli.session import as_json
-    from swarmd.tool_calls import clean
+    from swarmd.roles.tool_calls import clean
 
     if session.json:
         print(as_json(entry))
@@ -83,7 +83,7 @@ def _print_entry(session: Session, entry: dict[str, Any]) -> None:
 def _event_in_words(seq: int, index: int, event: dict[str, Any]) -> str:
     """One event as one line for people."""
     from swarmd.edges.cli.session import as_json
-    from swarmd.tool_calls import clean
+    from swarmd.roles.tool_calls import clean
 
     kind = str(event.get("type", "")).removeprefix("swarmd.").rpartition(".")[0]
     data = clean(as_json(event.get("data")))
@@ -104,7 +104,7 @@ async def _replay_over(args: argparse.Namespace) -> int:
     from swarmd.edges.cli.session import as_json
     from swarmd.edges.replay import replay
     from swarmd.edges.settings import admin_of
-    from swarmd.tool_calls import clean
+    from swarmd.roles.tool_calls import clean
 
     nats = admin_of(flags.settings_of(args))
     async for line in replay(nats, flags.swarm_of(args), task=args.task, to=args.to):

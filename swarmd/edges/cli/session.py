@@ -109,7 +109,7 @@ def note(text: str) -> None:
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
     """Columns aligned by their widest cell; control characters of strangers never reach the terminal."""
-    from swarmd.tool_calls import clean
+    from swarmd.roles.tool_calls import clean
 
     cells = [columns, *([clean(cell).replace("\n", " ") for cell in row] for row in rows)]
     widths = [max(len(row[n]) for row in cells) for n in range(len(columns))]

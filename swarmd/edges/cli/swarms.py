@@ -182,7 +182,7 @@ async def _watch_events(session: Session) -> int:
     import asyncio
 
     from swarmd.edges.cli.session import note
-    from swarmd.tool_calls import clean
+    from swarmd.roles.tool_calls import clean
 
     arrived: asyncio.Queue[Received] = asyncio.Queue(10_000)
     lost = 0
