@@ -98,6 +98,7 @@ class Client:
         # Within the roles' own account outcomes keep the prefix that the broker takes off for clients.
         plain = await bus.subscribe(f"{client._inbox}", client._on_outcomes)
         prefixed = await bus.subscribe(f"swarm.{swarm}.reply.{client._inbox}", client._on_outcomes)
+        alone: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as client._group:
                 watch = client._group.create_task(client._watch())
@@ -105,9 +106,15 @@ class Client:
                     yield client
                 finally:
                     watch.cancel()
+        except BaseExceptionGroup as group:
+            if len(group.exceptions) > 1:
+                raise
+            alone = group.exceptions[0]
         finally:
             await plain.close()
             await prefixed.close()
+        if alone is not None:
+            raise alone  # the caller's own, as it was raised within `async with`
 
     def reconnected(self) -> None:
         """The connection is a new one: what was asked over the old one may never be answered, so ask again now."""

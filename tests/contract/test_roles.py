@@ -17,6 +17,7 @@ from swarmd.core.events import Completed, Fact, Failed, Suspended
 from swarmd.core.office import LeaderSettings
 from swarmd.core.state import SwarmState
 from swarmd.core.wire import Start
+from swarmd.edges.client import Client
 from swarmd.roles.attempt import AgentFailed, AttemptPorts, Child, Context
 from swarmd.roles.orchestrator import Orchestrator, OrchestratorPorts
 from swarmd.roles.worker import NodeOffer, Worker, WorkerSettings
@@ -96,6 +97,22 @@ async def test_an_election_at_the_end_of_a_long_log_counts() -> None:
     seq, clock = 3 * HORIZON, FakeClock()
     orchestrator = an_orchestrator(Late(seq + 1), clock, seq)
     await led(orchestrator, clock, lambda: orchestrator.leader.leading)
+
+
+# --- client ----------------------------------------------------------------------------------------
+
+
+class Inboxes(FakeBus):
+    def inbox(self) -> str:
+        return "_INBOX.c"
+
+
+async def test_what_is_raised_while_a_client_is_held_comes_out_as_it_is() -> None:
+    bus: Any = Inboxes()
+    with pytest.raises(KeyError, match="mine"):
+        async with Client.over(bus, "s"):
+            raise KeyError("mine")
+    assert bus.subscriptions == []
 
 
 # --- attempts --------------------------------------------------------------------------------------
