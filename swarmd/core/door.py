@@ -46,7 +46,7 @@ class Door:
         """
         content = commands.digest(submission)
         if not self._is_new(task_id, content, ask, now_ms):
-            return None if task_id in self.proposed else Receipt(task_id)
+            return None if task_id in self.proposed else Receipt(task_id, known=True)
         self._check_room(refusing)
         self.proposed[task_id] = (content, [] if ask is None else [ask])
         fact = commands.to_fact(submission, content, self._state.term, now_ms, packed)

@@ -42,10 +42,11 @@ class TaskQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class Receipt(Struct, omit_defaults=True):
-    """The answer to a submission: `task` when it was accepted, `error` when it was not."""
+    """The answer to a submission: `task` when it was accepted (`known`: some time before), `error` when it was not."""
 
     task: str = ""
     error: Failure | UnsetType = UNSET
+    known: bool = False
 
 
 class Outcome(Struct, omit_defaults=True):

@@ -171,6 +171,8 @@ class Client:
                     for submission, receipt in zip(left, await self._ask_batch(left), strict=False):
                         if receipt.task:
                             results[submission.id] = Handle(receipt.task)
+                            if receipt.known:  # its outcome may have been pushed long ago
+                                self._group.create_task(self._ask_outcome(receipt.task))
                         elif isinstance(receipt.error, Failure) and receipt.error.code != "not_leader":
                             results[submission.id] = _refusal(receipt.error)
                             self._waiting.pop(submission.id, None)

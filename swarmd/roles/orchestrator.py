@@ -120,6 +120,7 @@ class Orchestrator:
         """Hand over leadership at once; call it before cancelling `run`."""
         if self.leader.leading:
             self.leader.resign()
+            await self._emit()  # whoever waits for an answer is told to ask again
             await self._ports.lease.release()
 
     async def reconnected(self) -> None:
@@ -136,11 +137,12 @@ class Orchestrator:
     async def _follow(self) -> None:
         if self.leader.state.seq >= self._target:
             self._caught_up.set()
-        follower = Follower(self._ports.log, self._ports.probe, sent=self._writer.sent)
-        await follower.run(self.leader.state.seq, self._on_commits)
+        self._follower = Follower(self._ports.log, self._ports.probe, sent=self._writer.sent)
+        await self._follower.run(self.leader.state.seq, self._on_commits)
 
     async def _on_commits(self, commits: list[Commit | Garbage]) -> None:
         now = self._ports.clock.now_ms()
+        self._stores.grown("log", self._follower.take_bytes())
         for commit in commits:
             self.leader.fold(commit, now)
         self._writer.seen = max(self._writer.seen, self.leader.state.seq)

@@ -79,6 +79,7 @@ class Follower:
     ) -> None:
         self._log, self._probe, self._slice_max = log, probe, slice_max
         self._codec, self._sent = codec or Codec(), sent
+        self._bytes = 0
 
     async def run(self, after: int, on_commits: Callable[[list[Commit | Garbage]], Awaitable[None]]) -> None:
         """Follow from sequence `after` until cancelled."""
@@ -92,7 +93,13 @@ class Follower:
 
         await self._log.follow(after, on_records)
 
+    def take_bytes(self) -> int:
+        """Bytes of payload read since this was last asked."""
+        taken, self._bytes = self._bytes, 0
+        return taken
+
     def _read(self, record: Record) -> Commit | Garbage:
+        self._bytes += len(record.payload)
         events = self._sent(record)
         return self._codec.decode(record) if events is None else read_back(record, events)
 

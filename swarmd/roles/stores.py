@@ -33,6 +33,15 @@ class StoreWatch:
             self._probe.incident(f"{store.store} is {share:.0%} full ({store.bytes} of {store.bytes_max} bytes)")
         self.judge()
 
+    def grown(self, store: str, size: int) -> None:
+        """A store grew by about so much since it was last looked at: a burst must not fill it between two looks."""
+        known = self._seen.get(store)
+        if known is not None and size:
+            before = _share(known[0])
+            known[0].bytes += size
+            if before < FULL_SHARE <= _share(known[0]):
+                self.judge()
+
     def judge(self) -> None:
         """Refuse new work while any store is full that was heard of lately."""
         now = self._clock.now_ms()

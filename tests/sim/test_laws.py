@@ -183,7 +183,7 @@ def test_a_finished_id_is_remembered_and_an_older_one_than_all_remembered_is_ref
     for name in names[:-1]:
         accepted(stage, leader, name)
         stage.member("w", (name, Completed(epoch=1)))
-    assert leader.submit(wish(), names[3], stage.now_ms, False, "client") == Receipt(names[3])
+    assert leader.submit(wish(), names[3], stage.now_ms, False, "client") == Receipt(names[3], known=True)
     with pytest.raises(Conflict) as taken:
         leader.submit(wish(value=b"2"), names[3], stage.now_ms, False, "client")
     with pytest.raises(Rejected) as old:
@@ -549,7 +549,7 @@ def test_the_same_id_asked_twice_is_one_task_and_both_are_answered() -> None:
     assert leader.submit(wish(), "t", stage.now_ms, False, "second") is None
     stage.decide(leader)
     assert leader.answers == [("first", Receipt("t")), ("second", Receipt("t"))]
-    assert leader.submit(wish(), "t", stage.now_ms, False, "third") == Receipt("t")
+    assert leader.submit(wish(), "t", stage.now_ms, False, "third") == Receipt("t", known=True)
     assert leader.state.counters.submitted == 1
 
 

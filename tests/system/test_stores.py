@@ -49,7 +49,8 @@ async def test_a_full_log_refuses_new_work_with_the_reason_and_finishes_what_run
         waiting = await fill(rig, 0.82)
         await until(lambda: "log is 8" in leader.errors())
         assert (await rig.status()).refusing == ""  # type: ignore[union-attr]
-        waiting += await fill(rig, 0.91)
+        waiting += await fill(rig, 1.0)  # in one burst: what was asked for since the last look counts too
+        assert 0.89 * LOG_BYTES < (await stream_state(rig.bus, subjects.log_stream(SWARM)))["bytes"] < 0.94 * LOG_BYTES
         status = await rig.wait_status(lambda s: s.refusing)
         assert f"of {LOG_BYTES} bytes: archive or raise its limit" in status.refusing
         with pytest.raises(Rejected, match="raise its limit") as refused:
@@ -65,10 +66,14 @@ async def test_a_full_log_refuses_new_work_with_the_reason_and_finishes_what_run
 
 
 async def fill(rig: Rig, share: float) -> list[str]:
-    """Tasks that nobody runs, until the log holds `share` of its limit."""
+    """Tasks that nobody runs, until the log holds `share` of its limit or new work is refused."""
     tasks: list[str] = []
     while (await stream_state(rig.bus, subjects.log_stream(SWARM)))["bytes"] < share * LOG_BYTES:
-        tasks.append((await rig.client.submit("nobody", FILLER)).task)
+        try:
+            tasks.append((await rig.client.submit("nobody", FILLER)).task)
+        except Rejected as refused:
+            assert refused.code == "store_full"
+            break
     return tasks
 
 
