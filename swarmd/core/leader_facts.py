@@ -24,6 +24,7 @@ from swarmd.core.events import (
 )
 from swarmd.core.ids import is_uuid7
 from swarmd.core.moves import Sink, end, queue, retire
+from swarmd.core.outcomes import EXPIRED, LOST_MEMBERS
 from swarmd.core.state import Attempt, Limits, SwarmState, Task, tombstone
 
 if TYPE_CHECKING:
@@ -152,14 +153,6 @@ def _requeued(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     return ""
 
 
-def _cancelled(state: SwarmState, commit: Commit, index: int, subject: str, fact: Cancelled, out: Sink) -> str:
-    return _end_by_leader(state, commit, index, subject, fact, out)
-
-
-def _expired(state: SwarmState, commit: Commit, index: int, subject: str, fact: Expired, out: Sink) -> str:
-    return _end_by_leader(state, commit, index, subject, fact, out)
-
-
 def _end_by_leader(
     state: SwarmState, commit: Commit, index: int, subject: str, fact: Cancelled | Expired, out: Sink
 ) -> str:
@@ -168,15 +161,12 @@ def _end_by_leader(
     task = state.tasks.get(subject)
     if task is None:
         return "unknown_task"
+    place = (commit.seq, index)
     if isinstance(fact, Cancelled):
-        ended = fx.Ended(
-            task, "cancelled", (commit.seq, index), failure=Failure("cancelled", fact.reason or "cancelled")
-        )
+        why = Failure("cancelled", fact.reason or "cancelled")
+        end(state, fx.Ended(task, "cancelled", place, failure=why), out)
     else:
-        ended = fx.Ended(
-            task, "expired", (commit.seq, index), failure=Failure("expired", "the deadline passed before a verdict")
-        )
-    end(state, ended, out)
+        end(state, fx.Ended(task, "expired", place, failure=EXPIRED), out)
     return ""
 
 
@@ -207,8 +197,7 @@ def _member_lost(state: SwarmState, commit: Commit, index: int, subject: str, fa
         if task.attempts:
             continue
         if task.losses > state.limits.losses_max:
-            why = Failure("lost_members", f"{task.losses} members were lost while running it")
-            end(state, fx.Ended(task, "dead", (commit.seq, index), failure=why), out)
+            end(state, fx.Ended(task, "dead", (commit.seq, index), failure=LOST_MEMBERS), out)
         else:
             queue(task, out)
     out.append(fx.Gone(member))
@@ -223,8 +212,8 @@ LEADER_TRANSITIONS: Final[dict[type[Fact], Callable[..., str]]] = {
     Refused: _refused,
     Assigned: _assigned,
     Requeued: _requeued,
-    Cancelled: _cancelled,
-    Expired: _expired,
+    Cancelled: _end_by_leader,
+    Expired: _end_by_leader,
     Redriven: _redriven,
     MemberLost: _member_lost,
 }

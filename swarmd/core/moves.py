@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from swarmd.core import effects as fx
-from swarmd.core.events import Failure
 from swarmd.core.ids import is_uuid7
+from swarmd.core.outcomes import PARENT_ENDED
 from swarmd.core.state import Attempt, Place, SwarmState, Task, TaskState, Tombstone, Untold
 
 Sink = list[fx.Effect]
@@ -46,8 +46,7 @@ def end(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> Non
             if verdict is not None or child is None:
                 continue
             parent.children[child_name] = ended.place  # a redriven parent must not wait for it
-            orphan = Failure("parent_ended", f"its parent {parent.id} ended")
-            _close(state, fx.Ended(child, "cancelled", ended.place, failure=orphan), out)
+            _close(state, fx.Ended(child, "cancelled", ended.place, failure=PARENT_ENDED), out)
             parents.append(child)
 
 

@@ -10,9 +10,11 @@ from swarmd.core.wire import Outcome
 
 if TYPE_CHECKING:
     from swarmd.core.effects import Ended
-    from swarmd.core.state import Place
+    from swarmd.core.state import Place, TaskState
 
-EXPIRED: Final = "the deadline passed before a verdict"
+EXPIRED: Final = Failure("expired", "the deadline passed before a verdict")
+PARENT_ENDED: Final = Failure("parent_ended", "its parent ended")
+LOST_MEMBERS: Final = Failure("lost_members", "too many members were lost while running it")
 
 
 def outcome_of(ended: Ended) -> Outcome:
@@ -24,24 +26,24 @@ def outcome_of(ended: Ended) -> Outcome:
     return outcome
 
 
-def outcome_at(commit: Commit | Garbage, task_id: str, place: Place) -> Outcome:
-    """A verdict read back: `commit` is what the log holds at the verdict's sequence.
+def outcome_at(commit: Commit | Garbage, task_id: str, place: Place, state: TaskState | None = None) -> Outcome:
+    """A verdict read back: `commit` is what the log holds at the verdict's sequence, `state` the verdict if known.
 
-    A child ends with its parent and a lost member's tasks with the member, so the event may be another subject's.
+    A child ends with its parent and a lost member's tasks with the member, so the event may be another subject's:
+    of a task that ended with a member only `state` tells whether it was the member's or a child of such a one.
     """
     seq, index = place
     event = commit.events[index] if isinstance(commit, Commit) and index < len(commit.events) else None
     fact = event.data if isinstance(event, Event) else None
-    if isinstance(fact, MemberLost):
-        lost = Failure("lost_members", "too many members were lost while running it")
-        return Outcome(task_id, "dead", error=lost, seq=seq)
+    if isinstance(fact, MemberLost) and state != "cancelled":
+        return Outcome(task_id, "dead", error=LOST_MEMBERS, seq=seq)
     if not isinstance(event, Event) or event.subject != task_id:
-        return Outcome(task_id, "cancelled", error=Failure("parent_ended", "its parent ended"), seq=seq)
+        return Outcome(task_id, "cancelled", error=PARENT_ENDED, seq=seq)
     if isinstance(fact, Completed):
         return Outcome(task_id, "completed", fact.output, fact.output_blob, attempts=fact.epoch, seq=seq)
     if isinstance(fact, Failed):
         return Outcome(task_id, "dead", error=fact.failure, attempts=fact.epoch, seq=seq)
     if isinstance(fact, Expired):
-        return Outcome(task_id, "expired", error=Failure("expired", EXPIRED), seq=seq)
+        return Outcome(task_id, "expired", error=EXPIRED, seq=seq)
     reason = fact.reason if isinstance(fact, Cancelled) else ""
     return Outcome(task_id, "cancelled", error=Failure("cancelled", reason or "cancelled"), seq=seq)

@@ -91,7 +91,7 @@ class Requests:
     async def outcome_at(self, task_id: str, buried: Tombstone) -> Outcome:
         """A verdict of a task that has ended, read back from the log."""
         (record,) = await self._log.read([buried.verdict[0]])
-        return outcome_at(Codec().decode(record), task_id, buried.verdict)
+        return outcome_at(Codec().decode(record), task_id, buried.verdict, buried.state)
 
     def take(self, message: Received) -> None:
         """Serve one request on `ctl.<verb>`; what is wrong with it is answered, never raised."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from swarmd.core.events import Spawned
+from swarmd.core.ids import child_id
+from swarmd.core.outcomes import outcome_at
+from swarmd.core.wire import Outcome
 from tests.core.history import offer
-from tests.sim.stage import Stage, wish
+from tests.sim.stage import LEASE_MS, Stage, wish
 
 
 def test_a_cancellation_does_not_overtake_the_submission_it_is_of() -> None:
@@ -17,3 +21,24 @@ def test_a_cancellation_does_not_overtake_the_submission_it_is_of() -> None:
     assert leader.state.tasks == {}
     assert leader.state.tombstones["t"].state == "cancelled"
     assert stage.started(leader) == []
+
+
+def test_a_verdict_read_back_is_the_one_that_was_told() -> None:
+    """A lost member ends its task; the task's child ends with it, at the same place in the log."""
+    stage = Stage(losses_max=0)
+    leader = stage.leading()
+    stage.member("w", ("w/b/0", offer("w/b/0")))
+    assert leader.submit(wish(reply="told"), "t", stage.now_ms, False, "client") is None
+    stage.decide(leader)
+    stage.member("w", ("t", Spawned(epoch=1, key="spawn#1", n=1, agent="nobody")))
+    child = child_id("t", 1)
+    assert leader.await_outcome(child, "asker") is None
+    stage.wait(10 * LEASE_MS, leader)
+    told = [outcome for _, outcome in leader.answers if isinstance(outcome, Outcome)]
+    told += leader.outcomes["told", False]
+    for outcome in told:
+        stone = leader.state.tombstones[outcome.task]
+        commit = stage.history.codec.decode(stage.history.records[stone.verdict[0] - 1])
+        read = outcome_at(commit, outcome.task, stone.verdict, stone.state)
+        assert (read.task, read.state, read.error) == (outcome.task, outcome.state, outcome.error)
+    assert {outcome.task: outcome.state for outcome in told} == {"t": "dead", child: "cancelled"}
