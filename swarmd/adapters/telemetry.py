@@ -77,7 +77,7 @@ METRICS = (
     Metric("histogram", "swarmd_step_seconds", "Time of one step.", ("kind",), DURATION_S),
     Metric("counter", "swarmd_steps_resumed_total", "Recorded steps that a resumed attempt did not repeat.", ("kind",)),
     Metric("counter", "swarmd_model_calls_total", "Calls of a model.", ("model", "outcome")),
-    Metric("counter", "swarmd_model_tokens_total", "Tokens by type: input, output, cached.", ("model", "type")),
+    Metric("counter", "swarmd_model_tokens_total", "Tokens by type: input, output.", ("model", "type")),
     Metric("counter", "swarmd_tool_calls_total", "Calls of a tool.", ("tool", "outcome")),
     Metric("gauge", "swarmd_memories", "Memories that can be recalled.", ("memory",)),
     Metric("counter", "swarmd_remembered_total", "Memories folded into the store.", ("memory",)),

@@ -391,7 +391,7 @@ class Observer:
         states = dict.fromkeys(("queued", "backoff", "suspended", "assigned"), 0)
         for task in state.tasks.values():
             states[task.state] += 1
-        meter.gauge("swarmd_queue_tasks", states["queued"] + states["backoff"])
+        meter.gauge("swarmd_queue_tasks", states["queued"])
         meter.gauge("swarmd_suspended_tasks", states["suspended"])
         meter.gauge("swarmd_live_tasks", len(state.tasks))
         meter.gauge("swarmd_dead_tasks", len(state.dead))
