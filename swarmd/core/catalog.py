@@ -198,8 +198,8 @@ def texts(payload: bytes) -> str:
         return ""
     try:
         value = msgspec.json.decode(payload)
-    except (msgspec.MsgspecError, RecursionError):
-        return ""
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""  # a log may hold what no door of today lets in
     found: list[str] = []
     left = TEXT_MAX
     pending: list[Any] = [value]

@@ -82,6 +82,8 @@ def parse_query(payload: bytes) -> TaskQuery:
 
 def _decode(decoder: msgspec.json.Decoder[_T], payload: bytes) -> _T:
     try:
+        if not payload.isascii():
+            payload.decode()  # the decoder leaves `Raw` fields unread, bytes that are no text too
         return decoder.decode(payload)
     except msgspec.ValidationError as error:
         raise Rejected("bad_field", f"{error}") from None

@@ -188,7 +188,7 @@ class Context:
         async def act() -> Any:
             if inspect.iscoroutinefunction(function):
                 return await function(*args, **kwargs)
-            result = await asyncio.to_thread(function, *args, **kwargs)
+            result = await asyncio.to_thread(_call, function, args, kwargs)
             return await result if inspect.isawaitable(result) else result
 
         return await self._journaled(self._key(name), "step", act)
@@ -338,6 +338,14 @@ class Context:
     def suspended(self, suspension: SuspendAttempt) -> Suspended:
         """The event that frees this attempt's slot."""
         return Suspended(epoch=self.epoch, waits=suspension.waits)
+
+
+def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a step's function in its thread. No future takes a `StopIteration`: whoever waited would wait for ever."""
+    try:
+        return function(*args, **kwargs)
+    except StopIteration as error:
+        raise RuntimeError("the step raised StopIteration") from error
 
 
 def _as_request(prompt: str | Sequence[Turn] | ModelRequest) -> ModelRequest:

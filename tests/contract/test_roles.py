@@ -145,6 +145,22 @@ async def test_an_agent_that_ends_the_process_only_fails_its_attempt(ports: Atte
     assert (fact.failure.code, fact.retryable) == ("agent_error", True)
 
 
+async def test_a_step_that_runs_out_of_an_iterator_fails_its_attempt(ports: AttemptPorts) -> None:
+    def first() -> int:
+        return next(iter([]))
+
+    async def run(ctx: Context, wanted: Any) -> Any:
+        return await ctx.step("first", first)
+
+    async with asyncio.timeout(10):
+        fact = await outcome(ports, run)
+    assert isinstance(fact, Failed)
+    assert (fact.failure.code, fact.failure.message) == (
+        "agent_error",
+        "RuntimeError: the step raised StopIteration",
+    )
+
+
 async def test_an_agent_that_gathers_within_a_task_group_suspends(ports: AttemptPorts) -> None:
     async def run(ctx: Context, wanted: Any) -> Any:
         async with asyncio.TaskGroup() as group:

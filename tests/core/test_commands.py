@@ -31,6 +31,8 @@ BAD_BYTES = [
     (b"", "bad_json"),
     (b"{", "bad_json"),
     (b'{"agent":"\xff"}', "bad_json"),
+    (b'{"agent":"a","input":"\xff"}', "bad_json"),
+    (b'[{"agent":"a","input":{"\xff":1}}]', "bad_json"),
     (b"null", "bad_field"),
     (b"{}", "bad_field"),
     (b'{"agent":1}', "bad_field"),
