@@ -105,9 +105,13 @@ class Packer:
         return len(self._buffer)
 
     def add(self, event: Event) -> int:
-        """Append one event; return its size in bytes."""
+        """Append one event; return its size in bytes. Raises `UnicodeEncodeError` for half a surrogate pair."""
         start = len(self._buffer)
-        _encoder.encode_into(event, self._buffer, start)
+        try:
+            _encoder.encode_into(event, self._buffer, start)
+        except UnicodeEncodeError:
+            del self._buffer[start:]
+            raise
         size = len(self._buffer) - start
         self._buffer += b","
         return size

@@ -290,7 +290,11 @@ class Context:
         self._spend_step()
         inline, blob = await self.pack(wanted)
         requires = {"swarm": check_name("swarm", swarm)} if swarm else {}
-        fact = Spawned(epoch=self.epoch, key=key, n=number, agent=agent, requires=requires, labels=dict(labels or {}))
+        try:  # an event of another shape would be garbage to everyone who reads it
+            marks = msgspec.convert(dict(labels or {}), dict[str, str])
+        except msgspec.ValidationError as error:
+            raise AgentFailed("bad_labels", f"labels are texts by name: {error}", retryable=False) from None
+        fact = Spawned(epoch=self.epoch, key=key, n=number, agent=agent, requires=requires, labels=marks)
         fact.input, fact.input_blob = inline, blob
         self._children[child.task] = None
         await self._record(fact)

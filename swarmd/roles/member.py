@@ -252,5 +252,10 @@ class MemberProcess:
 
 def failed(start: Start, code: str, message: str, retryable: bool, retry_after_ms: int = 0) -> Failed:
     """The report that an attempt failed."""
-    failure = Failure(code, message[:MESSAGE_CHARS_MAX])
+    failure = Failure(_text(code), _text(message)[:MESSAGE_CHARS_MAX])
     return Failed(epoch=start.epoch, failure=failure, retryable=retryable, retry_after_ms=retry_after_ms)
+
+
+def _text(said: object) -> str:
+    """What an agent said of its failure, which may hold undecodable file names or be no text at all."""
+    return str(said).encode("utf-8", "replace").decode()

@@ -167,7 +167,12 @@ class LogWriter:
             event = entry[0]
             event.type, event.source, event.time = self._types[type(event.data)], self._signature.source, time
             event.id = prefix + str(len(entries))
-            size = packer.add(event)
+            try:
+                size = packer.add(event)
+            except UnicodeEncodeError as error:  # what agents name and say need not be text
+                queue.popleft()
+                self._reject([entry], Rejected("not_text", f"an event cannot be written as UTF-8: {error}"))
+                continue
             if size > MESSAGE_BYTES_MAX:
                 packer.drop(size)
                 queue.popleft()

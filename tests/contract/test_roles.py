@@ -11,9 +11,10 @@ import pytest
 from swarmd.adapters.fakes import FakeBlobs, FakeBus, FakeClock, FakeLease, FakeLog
 from swarmd.adapters.system import SystemEntropy
 from swarmd.core import subjects
+from swarmd.core.codec import Codec, Commit
 from swarmd.core.commits import HORIZON
 from swarmd.core.errors import Rejected
-from swarmd.core.events import Completed, Fact, Failed, Suspended
+from swarmd.core.events import Completed, Event, Fact, Failed, Suspended
 from swarmd.core.office import LeaderSettings
 from swarmd.core.state import SwarmState
 from swarmd.core.wire import Start
@@ -207,3 +208,38 @@ async def test_a_step_recorded_as_another_kind_is_a_clear_error(ports: AttemptPo
     assert isinstance(fact, Failed)
     assert (fact.failure.code, fact.retryable) == ("journal_mismatch", False)
     assert "'spawn#1' of 'b' was recorded as a step" in fact.failure.message
+
+
+@pytest.mark.parametrize("said", ["caf\udce9", 7])
+async def test_a_failure_that_is_no_text_is_told_all_the_same(ports: AttemptPorts, said: Any) -> None:
+    """File names that are no UTF-8 stand in errors as half surrogate pairs, which no event can hold."""
+
+    async def run(ctx: Context, wanted: Any) -> Any:
+        raise AgentFailed(said, said)
+
+    fact = await outcome(ports, run)
+    await ports.writer.store(Event("t", fact))
+    (record,) = await ports.log.read([1])
+    commit = Codec().decode(record)
+    assert isinstance(commit, Commit)
+    assert [type(getattr(event, "data", None)) for event in commit.events] == [Failed]
+
+
+async def test_a_step_whose_name_is_no_text_fails_its_attempt_and_not_the_writer(ports: AttemptPorts) -> None:
+    async def run(ctx: Context, wanted: Any) -> Any:
+        return await ctx.step("caf\udce9", lambda: 1)
+
+    fact = await outcome(ports, run)
+    assert isinstance(fact, Failed)
+    assert (fact.failure.code, fact.retryable) == ("not_text", False)
+    assert (await ports.writer.store(Event("t", fact))).seq == 1
+
+
+async def test_labels_that_are_no_texts_fail_the_spawn(ports: AttemptPorts) -> None:
+    async def run(ctx: Context, wanted: Any) -> Any:
+        wrong: Any = {"n": 1}
+        await ctx.spawn("b", labels=wrong)
+
+    fact = await outcome(ports, run)
+    assert isinstance(fact, Failed)
+    assert fact.failure.code == "bad_labels"
