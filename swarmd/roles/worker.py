@@ -113,7 +113,14 @@ class Worker(MemberProcess):
         if isinstance(error, Fault):
             return failed(start, error.code, error.message, True, error.retry_after_ms or 0)
         log.warning("agent %s failed", start.agent, exc_info=error, extra={"task": start.task})
-        return failed(start, "agent_error", f"{type(error).__name__}: {error}", True)
+        return failed(start, "agent_error", f"{type(error).__name__}: {_said(error)}", True)
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as failing:  # a stranger's `__str__` too
+        return f"its text raised {type(failing).__name__}"
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

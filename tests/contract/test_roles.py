@@ -162,6 +162,20 @@ async def test_a_step_that_runs_out_of_an_iterator_fails_its_attempt(ports: Atte
     )
 
 
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise KeyError("no words")
+
+
+async def test_an_error_without_words_only_fails_its_attempt(ports: AttemptPorts) -> None:
+    async def run(ctx: Context, wanted: Any) -> Any:
+        raise Speechless
+
+    fact = await outcome(ports, run)
+    assert isinstance(fact, Failed)
+    assert fact.failure.message == "Speechless: its text raised KeyError"
+
+
 async def test_an_agent_that_gathers_within_a_task_group_suspends(ports: AttemptPorts) -> None:
     async def run(ctx: Context, wanted: Any) -> Any:
         async with asyncio.TaskGroup() as group:
