@@ -17,6 +17,8 @@ Vector: TypeAlias = Mapping[str, float]
 
 # Weaker ties than this say no more than that both texts are in one language (Erkan & Radev found 0.1 to work best).
 _SIMILARITY_MIN = 0.1
+# Among fewer texts than this each word is rare, so likes share little: every tie counts.
+_TEXTS_FEW = 10
 _ROUNDS_MAX = 100
 _DRIFT_MAX = 1e-6
 
@@ -84,6 +86,7 @@ def _similar(vectors: Sequence[Vector]) -> list[tuple[list[tuple[int, float]], f
     """For each text its similar texts with their cosines, and the sum of those; by inverted lists, not by pairs."""
     postings: dict[str, list[tuple[int, float]]] = defaultdict(list)
     rows: list[list[tuple[int, float]]] = [[] for _ in vectors]
+    least = _SIMILARITY_MIN if len(vectors) >= _TEXTS_FEW else 0.0
     for index, vector in enumerate(vectors):
         products: dict[int, float] = defaultdict(float)
         for term, weight in vector.items():
@@ -91,7 +94,7 @@ def _similar(vectors: Sequence[Vector]) -> list[tuple[list[tuple[int, float]], f
                 products[other] += weight * other_weight
             postings[term].append((index, weight))
         for other, product in products.items():
-            if product >= _SIMILARITY_MIN:
+            if product >= least:
                 rows[index].append((other, product))
                 rows[other].append((index, product))
     return [(row, sum(weight for _, weight in row)) for row in rows]

@@ -188,6 +188,16 @@ def test_diversity_passes_over_repetition() -> None:
     assert diverse([1.0, 0.99, 0.8], vectors, 2) == [0, 2]
 
 
+def test_a_summary_of_a_few_short_sentences_leaves_out_the_one_that_stands_alone() -> None:
+    texts = [
+        "A lease lasts two seconds.",
+        "The leader renews it often.",
+        "When the leader dies, another one takes the lease.",
+        "Cats sleep a lot.",
+    ]
+    assert extract(" ".join(texts))[0].splitlines() == texts[:3]
+
+
 def test_summary_is_in_the_order_of_the_text() -> None:
     text = "The log is the truth. " + " ".join(f"The log holds commit {n} of writer {n}." for n in range(30))
     summary = extract(text)[0].split("\n")
