@@ -47,7 +47,8 @@ async def _run_until_stopped(
     """Run one role until `stop`; raises what ends it, `Rewound` unwrapped."""
     rewound: list[BaseException] = []
     try:
-        await live((wire,), role, stop, ready, reconnected=role.reconnected)
+        serving = role.serving if isinstance(role, Observer) else None
+        await live((wire,), role, stop, ready, reconnected=role.reconnected, serving=serving)
     except* Rewound as group_of:
         rewound.extend(group_of.exceptions)
     if rewound:
@@ -73,7 +74,7 @@ class ObserverOptions(Struct, frozen=True):
 async def run_observer(
     nats: NatsSettings, options: ObserverOptions, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]
 ) -> None:
-    """Run one observer until `stop` is set; `ready` is called whenever it has begun to follow its log."""
+    """Run one observer until `stop` is set; `ready` is called whenever it has begun to answer."""
     swarm = options.swarm
     settings = ObserverSettings(swarm, options.name, options.feed, options.snapshot_commits, options.snapshot_ms)
     catalog = SqliteCatalog(options.catalog_path, options.catalog_bytes_max)

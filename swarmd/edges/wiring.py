@@ -114,15 +114,18 @@ async def live(
     stop: asyncio.Event,
     ready: Callable[[], None],
     reconnected: Callable[[], Awaitable[None]] | None = None,
+    serving: asyncio.Event | None = None,
 ) -> None:
     """Run one role until `stop`, then drain it; a bug in a handler of any of its connections ends it.
 
-    `reconnected` is called whenever the first connection is back.
+    `reconnected` is called whenever the first connection is back, `ready` once `serving` is set (at once without it).
     """
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(role.run()), *(group.create_task(wire.bus.watch()) for wire in wires)]
         if reconnected is not None:
             tasks.append(group.create_task(_on_reconnect(wires[0], reconnected)))
+        if serving is not None:
+            await serving.wait()
         ready()
         await stop.wait()
         await role.drain()

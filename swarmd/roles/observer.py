@@ -120,6 +120,8 @@ class Observer:
         self._asked = 0
         self._warned = False
         self._finds: Subscription | None = None
+        #: The broker has the subscription, so whoever asks from now on is answered.
+        self.serving = asyncio.Event()
         self._group: asyncio.TaskGroup
         self.snapshots_taken = 0
         self.feed_dropped = 0
@@ -143,6 +145,8 @@ class Observer:
                     self._group.create_task(self._publisher())
                 if self._settings.snapshot_commits:
                     self._group.create_task(self._snapshotter())
+                await self._ports.log.last_seq()  # a round trip on the same connection, behind the subscription
+                self.serving.set()
         finally:
             await self._finds.close()
 
