@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from swarmd.adapters.nats_bus import ApiRefused
 from swarmd.core import subjects
 from swarmd.core.errors import Fault
 
@@ -59,4 +60,7 @@ class NatsLease:
     async def release(self) -> None:
         """Let go at once, so that a standby need not wait for the time to live."""
         body = msgspec.json.encode({"filter": self._subject})
-        await self._bus.api(f"STREAM.PURGE.{self._stream}", body, 1_000)
+        try:
+            await self._bus.api(f"STREAM.PURGE.{self._stream}", body, 1_000)
+        except ApiRefused as error:
+            raise Fault("broker_error", f"lease {self._subject}: {error}") from None

@@ -6,6 +6,7 @@ Everything a client can get wrong is found here, before anything is decided.
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Final, TypeVar
 
 import msgspec
@@ -13,7 +14,7 @@ from msgspec import Raw, Struct
 
 from swarmd.core.codec import too_deep
 from swarmd.core.errors import Rejected
-from swarmd.core.events import Budget, RetryPolicy, Submitted
+from swarmd.core.events import Submitted
 from swarmd.core.ids import check_name, check_reply, check_task_id, is_plain
 from swarmd.core.wire import Submission, TaskQuery
 
@@ -23,6 +24,7 @@ INLINE_BYTES_MAX: Final = 256 * 1024
 MESSAGE_BYTES_MAX: Final = 768 * 1024
 BATCH_MAX: Final = 1024
 INPUT_DEPTH_MAX: Final = 100
+TIMEOUT_MS_MAX: Final = 10 * 366 * 86_400_000
 _LABELS_MAX: Final = 32
 
 _T = TypeVar("_T")
@@ -35,7 +37,8 @@ class _Replied(Struct):
 _one: Final = msgspec.json.Decoder(Submission)
 _many: Final = msgspec.json.Decoder(list[Submission])
 _query: Final = msgspec.json.Decoder(TaskQuery)
-_DEFAULTS: Final = (RetryPolicy(), Budget())
+_DEFAULTS: Final = (Submission("x").retry, Submission("x").budget)
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 
 def parse_submissions(payload: bytes) -> tuple[list[Submission], bool]:
@@ -77,7 +80,9 @@ def _reply_of(payload: bytes) -> str:
 
 def parse_query(payload: bytes) -> TaskQuery:
     """The task a request names."""
-    return _decode(_query, payload)
+    query = _decode(_query, payload)
+    check_task_id(query.task)
+    return query
 
 
 def _decode(decoder: msgspec.json.Decoder[_T], payload: bytes) -> _T:
@@ -112,13 +117,27 @@ def check(submission: Submission) -> Submission:
         _check_bounds(submission)
     if not -1000 <= submission.priority <= 1000:
         raise Rejected("bad_field", "priority must be from -1000 to 1000")
-    if submission.timeout_ms < 0:
-        raise Rejected("bad_field", "timeout_ms must be 0 (none) or more")
-    if len(submission.labels) > _LABELS_MAX or len(submission.requires) > _LABELS_MAX:
-        raise Rejected("bad_field", f"labels and requires hold at most {_LABELS_MAX} entries")
+    if not 0 <= submission.timeout_ms <= TIMEOUT_MS_MAX:
+        raise Rejected("bad_field", f"timeout_ms must be 0 (none) to {TIMEOUT_MS_MAX} (ten years)")
+    if submission.labels or submission.requires:
+        _check_labels("labels", submission.labels)
+        _check_labels("requires", submission.requires)
+    if submission.input_blob:
+        if not _DIGEST.fullmatch(submission.input_blob):
+            raise Rejected("bad_field", "input_blob must be the SHA-256 of a stored blob, 64 of 0-9 a-f")
+        if bytes(submission.input) != b"null":
+            raise Rejected("bad_field", "give either input or input_blob, not both")
     if len(submission.tenant) > 64:
         raise Rejected("bad_field", "tenant holds at most 64 characters")
     return submission
+
+
+def _check_labels(what: str, labels: dict[str, str]) -> None:
+    if len(labels) > _LABELS_MAX:
+        raise Rejected("bad_field", f"{what} holds at most {_LABELS_MAX} entries")
+    for name, value in labels.items():
+        if not 1 <= len(name) <= 64 or len(value) > 256:
+            raise Rejected("bad_field", f"{what}: names have 1 to 64 characters, values at most 256")
 
 
 def _check_bounds(submission: Submission) -> None:
@@ -127,6 +146,8 @@ def _check_bounds(submission: Submission) -> None:
         raise Rejected("bad_field", "retry.attempts_max must be from 1 to 1000")
     if retry.backoff_ms < 0 or retry.backoff_ms_max < retry.backoff_ms:
         raise Rejected("bad_field", "retry.backoff_ms must be at least 0 and at most retry.backoff_ms_max")
+    if max(retry.backoff_ms_max, budget.tokens, budget.steps) > 1 << 53:
+        raise Rejected("bad_field", "retry and budget take numbers up to 2^53")
     if budget.tokens < 0 or budget.steps < 0:
         raise Rejected("bad_field", "budget.tokens and budget.steps must be 0 (no limit) or more")
 

@@ -15,7 +15,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType, field
 NULL: Final = Raw(b"null")
 
 
-class RetryPolicy(Struct, frozen=True, omit_defaults=True):
+class RetryPolicy(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """Failed attempts are repeated until there were `attempts_max`, after a delay doubling from `backoff_ms`."""
 
     attempts_max: int = 3
@@ -23,8 +23,8 @@ class RetryPolicy(Struct, frozen=True, omit_defaults=True):
     backoff_ms_max: int = 30_000
 
 
-class Budget(Struct, frozen=True, omit_defaults=True):
-    """What a task may spend over all its attempts; 0 is no limit."""
+class Budget(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a task and its children together may spend over all attempts; 0 is no limit."""
 
     tokens: int = 0
     steps: int = 0

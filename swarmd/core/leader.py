@@ -58,6 +58,7 @@ class Leader:
         self.links = Links(settings.lease_ms, settings.resend_ms)
         self._events: list[Event] = []
         self._waiters: dict[str, list[Ask]] = {}
+        self._asked: dict[str, list[Ask]] = {}
         self._read: set[int] = set()
         self._settled_at_ms = self._ticked_at_ms = 0
         self._new_office()
@@ -109,7 +110,7 @@ class Leader:
     def _started(self, effect: fx.Started, now_ms: int) -> None:
         task, attempt = effect.task, effect.attempt
         if attempt.epoch in task.attempts:  # a later event of the same commit may have ended it
-            self.links.send(self.state.members[attempt.member], start_of(task, attempt))
+            self.links.send(self.state.members[attempt.member], start_of(self.state, task, attempt))
 
     def _stopped(self, effect: fx.Stopped, now_ms: int) -> None:
         self.links.send(effect.member, Stop(effect.task, effect.epoch))
@@ -138,7 +139,12 @@ class Leader:
     def _settle_overlay(self, event: Event, effects: list[fx.Effect]) -> None:
         """One of our own events is folded, accepted or not: what stood in for it goes."""
         fact = event.data
-        if not isinstance(fact, Assigned | Submitted | Refused):
+        if isinstance(fact, Cancelled | Redriven):
+            done = (event.subject in self.state.tasks) == isinstance(fact, Redriven)
+            late = Failure("too_late", "the task has moved on: ask for its state")
+            receipt = Receipt(event.subject) if done else Receipt(error=late)
+            self.answers.extend((ask, receipt) for ask in self._asked.pop(event.subject, ()))
+        elif not isinstance(fact, Assigned | Submitted | Refused):
             self._rearm(event)
         elif fact.term != self.state.term:
             return  # an earlier office of ours: its overlays went with it
@@ -197,8 +203,10 @@ class Leader:
             self.answers.extend((ask, Receipt(error=again)) for ask in asks)
         for task_id, asks in self._waiters.items():
             self.answers.extend((ask, Outcome(task_id, "queued", error=again, final=False)) for ask in asks)
+        for asks in self._asked.values():
+            self.answers.extend((ask, Receipt(error=again)) for ask in asks)
         self.answers.extend(self.door.answers)
-        self._waiters, self._events = {}, []
+        self._waiters, self._asked, self._events = {}, {}, []
         self.outcomes, self.owed = {}, []
         self._new_office()
 
@@ -257,15 +265,23 @@ class Leader:
         if not self.leading:
             raise Rejected("not_leader", "this orchestrator does not lead: ask again")
 
-    def cancel(self, task_id: str, reason: str) -> None:
+    def cancel(self, task_id: str, reason: str, ask: Ask = None) -> None:
+        """Cancel a live task and its children; `ask` is answered when the fold has done it."""
         self._require_live(task_id)
+        self._ask(task_id, ask)
         self._events.append(Event(task_id, Cancelled(term=self.state.term, reason=reason[:500])))
 
-    def redrive(self, task_id: str) -> None:
+    def redrive(self, task_id: str, ask: Ask = None) -> None:
+        """Give a dead task new attempts; `ask` is answered when the fold has done it."""
         self._require_office()
         if task_id not in self.state.dead:
             raise Rejected("not_dead", f"task {task_id} is not among the dead letters")
+        self._ask(task_id, ask)
         self._events.append(Event(task_id, Redriven(term=self.state.term)))
+
+    def _ask(self, task_id: str, ask: Ask) -> None:
+        if ask is not None:
+            self._asked.setdefault(task_id, []).append(ask)
 
     def _require_live(self, task_id: str) -> None:
         self._require_office()
@@ -310,7 +326,7 @@ class Leader:
 
     def _resend(self, member: Member, task_id: str, epoch: int) -> None:
         task = self.state.tasks[task_id]
-        self.links.send(member, start_of(task, task.attempts[epoch]))
+        self.links.send(member, start_of(self.state, task, task.attempts[epoch]))
 
     def _reconcile(self) -> None:
         """Compare listed attempts with the fold: what never arrived is requeued, what has no right is stopped."""

@@ -19,7 +19,7 @@ from swarmd.core.events import (
     Suspended,
 )
 from swarmd.core.ids import child_id, node_member, swarm_member
-from swarmd.core.moves import Sink, end, queue, retire
+from swarmd.core.moves import Sink, end, queue, retire, spend
 from swarmd.core.state import Attempt, Member, SwarmState, Task
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ def _stepped(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
     if fact.key in attempt.journal:
         return "repeated_step"
     attempt.journal[fact.key] = (commit.seq, index)
-    task.spent_tokens += max(0, fact.tokens)
-    task.spent_steps += 1
+    spend(state, task, max(0, fact.tokens))
     state.counters.steps += 1
     return ""
 
@@ -100,7 +99,7 @@ def _spawned(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
     if child in state.tasks and child not in parent.children:
         return "repeated_id"
     attempt.journal[fact.key] = (commit.seq, index)
-    parent.spent_steps += 1
+    spend(state, parent, 0)
     state.counters.steps += 1
     if child in parent.children:
         return ""

@@ -31,6 +31,15 @@ def _free(state: SwarmState, task_id: str, member_id: str) -> None:
         member.running.pop(task_id, None)
 
 
+def spend(state: SwarmState, task: Task, tokens: int) -> None:
+    """One step and its tokens, from the task's budget and those of its parents: a family has one pot."""
+    kin: Task | None = task
+    while kin is not None:
+        kin.spent_tokens += tokens
+        kin.spent_steps += 1
+        kin = state.tasks.get(kin.parent) if kin.parent else None
+
+
 def end(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> None:
     """Give a task its verdict: attempts other than `reporter`'s are stopped, live descendants cancelled."""
     _close(state, ended, out, reporter)

@@ -7,7 +7,7 @@ from typing import Final
 from msgspec import Struct
 
 from swarmd.core.errors import Conflict, Rejected
-from swarmd.core.state import Attempt, Limits, Task, Tombstone
+from swarmd.core.state import Attempt, Limits, SwarmState, Task, Tombstone
 from swarmd.core.wire import Start
 
 #: How far the clock that made an id may be ahead of the leader's.
@@ -34,8 +34,9 @@ class OwedOutcome(Struct, frozen=True):
     buried: Tombstone
 
 
-def start_of(task: Task, attempt: Attempt) -> Start:
+def start_of(state: SwarmState, task: Task, attempt: Attempt) -> Start:
     """What a member needs to run this attempt."""
+    tokens, steps = grant(state, task)
     return Start(
         task.id,
         attempt.epoch,
@@ -46,8 +47,8 @@ def start_of(task: Task, attempt: Attempt) -> Start:
         list(attempt.journal.values()),
         task.children,
         task.deadline_at_ms,
-        left(task.budget.tokens, task.spent_tokens),
-        left(task.budget.steps, task.spent_steps),
+        tokens,
+        steps,
         task.tenant,
         task.priority,
         task.labels,
@@ -62,6 +63,23 @@ def id_taken(task_id: str) -> Conflict:
     return Conflict("id_taken", f"id {task_id} belongs to a task with another agent or input")
 
 
-def left(limit: int, spent: int) -> int:
-    """What remains of a budget: 0 without a limit, -1 when nothing is left."""
-    return 0 if not limit else max(limit - spent, 0) or -1
+def grant(state: SwarmState, task: Task) -> tuple[int, int]:
+    """Tokens and steps that an attempt may spend without asking: 0 for no limit, -1 when nothing is left.
+
+    A family has one pot: what a child spends is spent by its parents too, and the least that is left counts.
+    """
+    tokens = steps = 0
+    kin: Task | None = task
+    while kin is not None:
+        budget = kin.budget
+        if budget.tokens:
+            tokens = _less(tokens, budget.tokens - kin.spent_tokens)
+        if budget.steps:
+            steps = _less(steps, budget.steps - kin.spent_steps)
+        kin = state.tasks.get(kin.parent) if kin.parent else None
+    return tokens, steps
+
+
+def _less(known: int, remaining: int) -> int:
+    found = remaining if remaining > 0 else -1
+    return min(known, found) if known else found

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from swarmd.core.events import Assigned, Event, Submitted
-from swarmd.core.office import left
+from swarmd.core.office import grant
 from swarmd.core.placement import Queue
 
 if TYPE_CHECKING:
@@ -91,15 +91,13 @@ class Placing:
         task = self._state.tasks.get(task_id)
         if task is not None:
             fact = Assigned(term=self._state.term, epoch=task.epoch + 1, member=member)
-            budget, tokens, steps = task.budget, task.spent_tokens, task.spent_steps
+            fact.granted_tokens, fact.granted_steps = grant(self._state, task)
         elif task_id in self._fresh:
             fact = Assigned(term=self._state.term, epoch=1, member=member)
-            budget, tokens, steps = self._fresh[task_id].budget, 0, 0
+            budget = self._fresh[task_id].budget
+            fact.granted_tokens, fact.granted_steps = budget.tokens, budget.steps
         else:
             return None
-        if budget.tokens or budget.steps:
-            fact.granted_tokens = left(budget.tokens, tokens)
-            fact.granted_steps = left(budget.steps, steps)
         return fact
 
     def waiting(self) -> dict[str, int]:

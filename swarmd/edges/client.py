@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -36,6 +37,8 @@ ACCEPT_TIMEOUT_MS: Final = 60_000
 #: After so long without any outcome the client asks for the oldest ones it waits for.
 SILENCE_MS: Final = 3_000
 ASKED_AT_ONCE: Final = 64
+#: Tasks whose outcomes are kept for whoever may still ask.
+WAITING_MAX: Final = 200_000
 
 _receipts: Final = msgspec.json.Decoder(list[Receipt])
 _outcomes: Final = msgspec.json.Decoder(list[Outcome])
@@ -151,14 +154,23 @@ class Client:
         return results
 
     async def _prepare(self, submission: Submission) -> Submission:
-        submission.id = submission.id or uuid7(self._clock.now_ms(), self._entropy.bits(74))
-        submission.reply = self._inbox
+        name = submission.id or uuid7(self._clock.now_ms(), self._entropy.bits(74))
+        submission = msgspec.structs.replace(submission, id=name, reply=self._inbox)
         if len(submission.input) > INLINE_BYTES_MAX:
             submission.input_blob = await self._blobs.put(bytes(submission.input))
             submission.input = Raw(b"null")
+        if len(self._waiting) >= WAITING_MAX:
+            self._forget()
         if submission.id not in self._waiting:
             self._waiting[submission.id] = asyncio.get_running_loop().create_future()
         return submission
+
+    def _forget(self) -> None:
+        """Drop outcomes that nobody has asked for, oldest first: whoever still wants one is told by the swarm."""
+        old = list(islice(self._waiting.items(), WAITING_MAX // 8))
+        for task, future in old:
+            if future.done():
+                del self._waiting[task]
 
     async def _submit_batch(self, batch: list[Submission]) -> list[Handle | Rejected | Conflict]:
         """Repeat under the same ids until a leader has answered for all of them."""
@@ -257,11 +269,14 @@ class Client:
 
     async def _watch(self) -> None:
         """After silence, ask: an outcome that was pushed while the connection was down is not pushed twice."""
+        start = 0
         while True:
             await asyncio.sleep(SILENCE_MS / 2000)
             if self._clock.now_ms() - self._heard_ms < SILENCE_MS:
                 continue
-            due = [task for task, future in self._waiting.items() if not future.done()][:ASKED_AT_ONCE]
+            open_ones = [task for task, future in self._waiting.items() if not future.done()]
+            start = start % len(open_ones) if open_ones else 0
+            due, start = open_ones[start : start + ASKED_AT_ONCE], start + ASKED_AT_ONCE
             await asyncio.gather(*(self._ask_outcome(task) for task in due))
 
     async def _ask_outcome(self, task_id: str) -> None:

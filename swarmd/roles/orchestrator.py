@@ -96,6 +96,7 @@ class Orchestrator:
         self._stores = StoreWatch(self.leader, ports.clock, ports.probe, ports.meter)
         self._requests = Requests(self.leader, ports.log, ports.clock, ports.entropy, self._changed)
         self._paying: set[OwedOutcome] = set()
+        self._sending = asyncio.Lock()
         self._group: asyncio.TaskGroup
 
     # --- life ---
@@ -121,7 +122,10 @@ class Orchestrator:
         if self.leader.leading:
             self.leader.resign()
             await self._emit()  # whoever waits for an answer is told to ask again
-            await self._ports.lease.release()
+            try:
+                await self._ports.lease.release()
+            except Fault as error:  # it runs out by itself
+                self._ports.probe.trouble("lease", error)
 
     async def reconnected(self) -> None:
         """The broker came back: everyone gets a fresh lease, and the log must still be the one that was folded."""
@@ -280,6 +284,11 @@ class Orchestrator:
             self._ports.probe.trouble("publish", error)
 
     async def _emit(self) -> None:
+        """Send everything that is due; one task at a time, so that batches leave in their order."""
+        async with self._sending:
+            await self._send()
+
+    async def _send(self) -> None:
         leader = self.leader
         for key, batch in leader.links.flush(leader.state.seq, self._ports.clock.now_ms()):
             starts = sum(type(item) is Start for item in batch.items)

@@ -160,10 +160,8 @@ class Requests:
 
     def _on_cancel(self, message: Received) -> None:
         query = commands.parse_query(message.payload)
-        self._leader.cancel(query.task, query.reason)
-        self._reply(message.reply, Receipt(query.task))
+        self._leader.cancel(query.task, query.reason, _ResultAsk(message.reply))
 
     def _on_redrive(self, message: Received) -> None:
         query = commands.parse_query(message.payload)
-        self._leader.redrive(query.task)
-        self._reply(message.reply, Receipt(query.task))
+        self._leader.redrive(query.task, _ResultAsk(message.reply))

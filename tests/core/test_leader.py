@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from swarmd.core.events import Spawned
+from swarmd.core.events import Budget, Spawned, Stepped
 from swarmd.core.ids import child_id
+from swarmd.core.office import grant
 from swarmd.core.outcomes import outcome_at
-from swarmd.core.wire import Outcome
+from swarmd.core.wire import Outcome, Receipt
 from tests.core.history import offer
 from tests.sim.stage import LEASE_MS, Stage, wish
 
@@ -42,3 +43,34 @@ def test_a_verdict_read_back_is_the_one_that_was_told() -> None:
         read = outcome_at(commit, outcome.task, stone.verdict, stone.state)
         assert (read.task, read.state, read.error) == (outcome.task, outcome.state, outcome.error)
     assert {outcome.task: outcome.state for outcome in told} == {"t": "dead", child: "cancelled"}
+
+
+def test_cancel_and_redrive_are_answered_by_the_fold() -> None:
+    """Stored is not accepted: who asked hears of it when it is done, or that it came too late."""
+    stage = Stage()
+    leader = stage.leading()
+    stage.member("w", ("w/b/0", offer("w/b/0")))
+    assert leader.submit(wish(), "t", stage.now_ms, False, None) is None
+    stage.decide(leader)
+    leader.cancel("t", "enough", "asker")
+    assert leader.answers == []
+    stage.decide(leader)
+    assert leader.answers == [("asker", Receipt("t"))]
+
+
+def test_a_family_has_one_budget() -> None:
+    """What a child spends is spent by its parent, and a child gets no more than its parent has left."""
+    stage = Stage()
+    leader = stage.leading()
+    stage.member("w", ("w/b/0", offer("w/b/0", capacity=4)))
+    assert leader.submit(wish(budget=Budget(tokens=100, steps=9)), "t", stage.now_ms, False, None) is None
+    stage.decide(leader)
+    stage.member("w", ("t", Stepped(epoch=1, key="m#1", kind="model", tokens=60)))
+    stage.member("w", ("t", Spawned(epoch=1, key="spawn#1", n=1, agent="a")))
+    stage.decide(leader)
+    child = leader.state.tasks[child_id("t", 1)]
+    assert grant(leader.state, child) == (40, 7)
+    stage.member("w", (child.id, Stepped(epoch=1, key="m#1", kind="model", tokens=50)))
+    parent = leader.state.tasks["t"]
+    assert (parent.spent_tokens, parent.spent_steps) == (110, 3)
+    assert grant(leader.state, child) == (-1, 6)
