@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "swarmd"
 
-# Modules on the top level are leaves: pure computation on text and data that both agents and adapters use.
+# Modules on the top level are leaves: what several of the layers above them use, such as computation on text and data,
+# batching of calls, keeping a child process alive.
 LEAVES = {file.stem for file in PACKAGE.glob("*.py")} - {"__init__", "__main__", "ports", "config", "sdk", "agents"}
 
 # What each layer may import of swarmd.

@@ -17,12 +17,14 @@ import importlib.util
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from swarmd.core.errors import Fault, Rejected
+from swarmd.supervised import Child, Supervised
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,28 +34,20 @@ log = logging.getLogger(__name__)
 HOST = "127.0.0.1"  # the server's own default is every interface, without authentication
 READY_S = 120.0
 """Opening replays what was not flushed and reads the segments: seconds for 100,000 rows, more on a busy machine."""
-STOP_S = 20.0
 LOCK_WAIT_S = 3.0
 """A server whose parent was killed dies at once, but its lock may outlive it by a moment."""
 RESTARTS_MAX = 5
-"""Deaths in a row, each within `STEADY_S` of its start, before the supervisor gives up."""
-STEADY_S = 30.0
+"""Deaths in a row, each soon after its start, before the supervisor gives up."""
 LOG_BYTES_MAX = 10 * 1024 * 1024
 _POLL_S = 0.02
 
-# Ask the kernel for SIGKILL when the parent dies (its log survives that), then serve under the same pid. A parent that
-# died before the request was made is noticed by comparing its pid. SIGTERM ends it in order: flushed and closed.
-_LAUNCHER = """
-import ctypes, os, signal, sys
-parent, arguments = int(sys.argv[1]), sys.argv[2:]
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, 9)
-if os.getppid() != parent:
-    sys.exit(1)
+# SIGTERM ends it in order: flushed and closed.
+_SERVE = """
+import signal, sys
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from milvus_lite.cmdline import main
-sys.exit(main(arguments))
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -67,8 +61,10 @@ class MilvusServer:
         self.log_file = self.directory / "milvus.log"
         self._boot_file = self.directory / "boot"
         self._reservation: socket.socket | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        self._stopping = False
+        self._child = Supervised(
+            # killed when it is orphaned: its log survives that, and its lock is free at once
+            Child("milvus-lite", "milvus_server", (self.log_file,), ready_s=READY_S, orphan=signal.SIGKILL)
+        )
 
     @property
     def uri(self) -> str:
@@ -78,7 +74,7 @@ class MilvusServer:
     @property
     def pid(self) -> int:
         """The process id, 0 while it is not running."""
-        return self._process.pid if self._process is not None and self._process.returncode is None else 0
+        return self._child.pid
 
     async def start(self) -> None:
         """Start and wait until clients can connect.
@@ -91,7 +87,7 @@ class MilvusServer:
                 "no_milvus_lite",
                 "Milvus Lite is not installed: run `pip install 'swarmd[memory]'`, or name a Milvus server by its URL",
             )
-        self._stopping = False
+        self._child.rearm()
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         await self._wait_unlocked()
         self._drop_after_power_loss()
@@ -107,91 +103,37 @@ class MilvusServer:
 
         Raises `Fault("milvus_server_died")` when it dies again and again.
         """
-        loop = asyncio.get_running_loop()
-        failures = 0
-        while not self._stopping:
-            process = self._process
-            if process is None:
-                raise RuntimeError("supervise() needs a started server")
-            started = loop.time()
-            code = await process.wait()
-            if self._stopping:
-                return
-            failures = failures + 1 if loop.time() - started < STEADY_S else 1
-            log.error("milvus-lite (pid %d) ended with code %s; restarting on port %d", process.pid, code, self.port)
-            if failures > RESTARTS_MAX:
-                raise Fault("milvus_server_died", f"milvus-lite died {failures} times in a row: {self._last_words()}")
-            await asyncio.sleep(min(0.1 * 2 ** (failures - 1), 2.0))
-            if self._stopping:
-                return
-            try:
-                await self._launch()
-            except Fault as fault:
-                log.error("restart failed: %s", fault.message)
-                continue
-            if on_restart is not None:
-                on_restart(self.pid)
+        await self._child.supervise(self._launch, RESTARTS_MAX, on_restart)
 
     async def stop(self) -> None:
-        """End the server: in order by SIGTERM, then SIGKILL after `STOP_S`. Idempotent."""
-        self._stopping = True
+        """End the server: in order by SIGTERM, then SIGKILL when that takes too long. Idempotent."""
         was_running = self.pid != 0
-        await self._end()
+        await self._child.stop()
         self._release_port()
-        if was_running and self._process is not None and self._process.returncode == 0:
+        if was_running and self._child.exit_code == 0:
             self._boot_file.unlink(missing_ok=True)  # closed and synced: good on any later day
 
-    async def _end(self) -> None:
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        process.terminate()
-        try:
-            async with asyncio.timeout(STOP_S):
-                await process.wait()
-        except TimeoutError:
-            log.warning("milvus-lite (pid %d) ignored SIGTERM for %.0f s; killing it", process.pid, STOP_S)
-            process.kill()
-            await process.wait()
-
     async def _launch(self) -> None:
-        arguments = ["server", "--data-dir", str(self.rows_directory), "--host", HOST, "--port", str(self.port)]
+        where = ["--data-dir", str(self.rows_directory), "--host", HOST, "--port", str(self.port)]
         self._boot_file.write_text(_boot_id(), encoding="ascii")
         with self._open_output() as output:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-c", _LAUNCHER, str(os.getpid()), *arguments, "--max-workers", "1"),
-                cwd=self.directory,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C at the terminal is for swarmd, which then stops the server last.
-            )
+            argv = [sys.executable, "-c", _SERVE, "server", *where, "--max-workers", "1"]
+            await self._child.launch(argv, output, cwd=self.directory)
         try:
-            async with asyncio.timeout(READY_S):
-                await self._wait_ready(self._process)
-        except TimeoutError as error:
-            await self._end()
-            raise Fault(
-                "milvus_server_slow", f"milvus-lite not ready in {READY_S:.0f} s: {self._last_words()}"
-            ) from error
-        except asyncio.CancelledError:
-            await self._end()
+            await self._child.until_ready(self._is_ready)
+        except Fault as fault:
+            if fault.code == "milvus_server_died" and self._is_locked():
+                raise self._locked() from fault
             raise
+
+    async def _is_ready(self) -> bool:
+        """The port opens once the directory is recovered; until then, nobody else can listen on it."""
+        return await _accepts(self.port)
 
     def _open_output(self) -> BinaryIO:
         if self.log_file.exists() and self.log_file.stat().st_size > LOG_BYTES_MAX:
             self.log_file.replace(self.log_file.with_suffix(".log.1"))
         return open(self.log_file, "ab")
-
-    async def _wait_ready(self, process: asyncio.subprocess.Process) -> None:
-        """The port opens once the directory is recovered; until then, nobody else can listen on it."""
-        while not await _accepts(self.port):
-            if process.returncode is not None:
-                if self._is_locked():
-                    raise self._locked()
-                raise Fault("milvus_server_died", f"milvus-lite ended at its start: {self._last_words()}")
-            await asyncio.sleep(_POLL_S)
 
     def _reserve_port(self) -> None:
         """Hold the port without listening on it, from before the first start until `stop`.
@@ -249,16 +191,6 @@ class MilvusServer:
             log.warning("the machine stopped while milvus-lite ran: dropping %s to rebuild it", self.rows_directory)
             if self.rows_directory.exists():
                 shutil.rmtree(self.rows_directory)
-
-    def _last_words(self) -> str:
-        """The tail of what the server wrote."""
-        try:
-            with open(self.log_file, "rb") as file:
-                file.seek(max(0, self.log_file.stat().st_size - 4096))
-                lines = file.read().decode(errors="replace").strip().splitlines()
-        except OSError:
-            lines = []
-        return " | ".join(lines[-3:]) if lines else f"it said nothing; see {self.log_file}"
 
 
 def _boot_id() -> str:

@@ -8,47 +8,28 @@ Must not know what travels over the broker: the users section comes ready-made f
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.metadata
 import json
-import logging
 import os
 import shutil
 import signal
 import socket
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from swarmd.core.errors import Fault, Rejected
+from swarmd.core.errors import Rejected
+from swarmd.supervised import Child, Supervised
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-log = logging.getLogger(__name__)
-
 READY_S = 120.0
 """A log of millions of messages is recovered before the port opens (measured: about 2 s per million)."""
-STOP_S = 20.0
 RESTARTS_MAX = 5
-"""Deaths in a row, each within `STEADY_S` of its start, before the supervisor gives up."""
-STEADY_S = 30.0
+"""Deaths in a row, each soon after its start, before the supervisor gives up."""
 OLDEST = (2, 12)
 MAX_PAYLOAD = 1024 * 1024
 """The broker's own default: larger payloads belong into the blob store, and commits are packed below it."""
-
-# Ask the kernel for SIGTERM when the parent dies, then become nats-server under the same pid. A parent that died before
-# the request was made is noticed by comparing its pid. (`preexec_fn` would run Python between fork and exec.)
-_LAUNCHER = """
-import ctypes, os, sys
-parent, argv = int(sys.argv[1]), sys.argv[2:]
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, 15)
-if os.getppid() != parent:
-    sys.exit(1)
-os.execv(argv[0], argv)
-"""
 
 
 def find_nats_server() -> Path:
@@ -89,11 +70,14 @@ class NatsServer:
         self.directory = data_dir / "nats"
         self.config_file = self.directory / "nats.conf"
         self.log_file = self.directory / "nats.log"
+        #: What the broker says before it has opened its log, such as errors in its configuration.
+        self._output_file = self.directory / "nats.out"
         self._sync_always = sync_always
         self._users = users
         self._version = (0, 0)
-        self._process: asyncio.subprocess.Process | None = None
-        self._stopping = False
+        self._child = Supervised(
+            Child("nats-server", "nats_server", (self._output_file, self.log_file), ready_s=READY_S)
+        )
 
     @property
     def url(self) -> str:
@@ -104,7 +88,7 @@ class NatsServer:
     @property
     def pid(self) -> int:
         """The process id, 0 while it is not running."""
-        return self._process.pid if self._process is not None and self._process.returncode is None else 0
+        return self._child.pid
 
     async def start(self) -> None:
         """Start and wait until clients can connect.
@@ -114,7 +98,7 @@ class NatsServer:
         """
         binary = find_nats_server()
         self._version = await _version_of(binary)
-        self._stopping = False
+        self._child.rearm()
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self.port:
             _refuse_used_port(self.host, self.port)
@@ -126,47 +110,11 @@ class NatsServer:
 
         Raises `Fault` when it dies again and again: the owner must not run on without its log.
         """
-        failures = 0
-        while not self._stopping:
-            process = self._process
-            if process is None:
-                raise RuntimeError("supervise() needs a started server")
-            started = time.monotonic()
-            code = await process.wait()
-            if self._stopping:
-                return
-            failures = failures + 1 if time.monotonic() - started < STEADY_S else 1
-            log.error("nats-server (pid %d) ended with code %s; restarting on port %d", process.pid, code, self.port)
-            if failures > RESTARTS_MAX:
-                raise Fault("nats_server_died", f"nats-server died {failures} times in a row: {self._last_words()}")
-            await asyncio.sleep(min(0.1 * 2 ** (failures - 1), 2.0))
-            if self._stopping:
-                return
-            try:
-                await self._launch(find_nats_server())
-            except Fault as fault:
-                log.error("restart failed: %s", fault.message)
-                continue
-            if on_restart is not None:
-                on_restart(self.pid)
+        await self._child.supervise(lambda: self._launch(find_nats_server()), RESTARTS_MAX, on_restart)
 
     async def stop(self) -> None:
-        """End the broker: SIGTERM, then SIGKILL after `STOP_S`. Idempotent."""
-        self._stopping = True
-        await self._end()
-
-    async def _end(self) -> None:
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        process.terminate()
-        try:
-            async with asyncio.timeout(STOP_S):
-                await process.wait()
-        except TimeoutError:
-            log.warning("nats-server (pid %d) ignored SIGTERM for %.0f s; killing it", process.pid, STOP_S)
-            process.kill()
-            await process.wait()
+        """End the broker: SIGTERM, then SIGKILL when that takes too long. Idempotent."""
+        await self._child.stop()
 
     def reload_users(self, users: str) -> None:
         """Put other users into force without dropping connections that may stay."""
@@ -178,49 +126,23 @@ class NatsServer:
     async def _launch(self, binary: Path) -> None:
         for stale in self.directory.glob("*.ports"):  # a killed broker leaves its file, and pids come round again
             stale.unlink(missing_ok=True)
-        arguments = ["-S", "-E", "-c", _LAUNCHER, str(os.getpid()), str(binary), "-c", str(self.config_file)]
         with self._open_output() as output:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *arguments,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C at the terminal is for swarmd, which then stops the broker last.
-            )
-        try:
-            async with asyncio.timeout(READY_S):
-                await self._wait_ready(self._process)
-        except TimeoutError as error:
-            await self._end()
-            raise Fault(
-                "nats_server_slow", f"nats-server not ready in {READY_S:.0f} s: {self._last_words()}"
-            ) from error
-        except asyncio.CancelledError:
-            await self._end()
-            raise
+            await self._child.launch([str(binary), "-c", str(self.config_file)], output)
+        await self._child.until_ready(self._is_ready)
 
     def _open_output(self) -> BinaryIO:
-        """For what the broker says before it has opened its log, such as errors in its configuration."""
-        return open(self.directory / "nats.out", "wb")
+        """Anew for each process, or an old complaint would be quoted for a new death."""
+        return open(self._output_file, "wb")
 
-    async def _wait_ready(self, process: asyncio.subprocess.Process) -> None:
+    async def _is_ready(self) -> bool:
         """The ports file of this very pid appears when the client port is open; then the port must greet us."""
-        ports_file = self.directory / f"nats-server_{process.pid}.ports"
-        while True:
-            if process.returncode is not None:
-                raise Fault("nats_server_died", f"nats-server ended at its start: {self._last_words()}")
-            addresses = _read_ports(ports_file)
-            if addresses:
-                break
-            await asyncio.sleep(0.02)
+        addresses = _read_ports(self.directory / f"nats-server_{self.pid}.ports")
+        if not addresses:
+            return False
         if not self.port:
             self.port = int(addresses[0].rsplit(":", 1)[1])
             self._write_config()  # a restart and a reload must stay on this port
-        while not await _greets(self.host, self.port):
-            if process.returncode is not None:
-                raise Fault("nats_server_died", f"nats-server ended at its start: {self._last_words()}")
-            await asyncio.sleep(0.02)
+        return await _greets(self.host, self.port)
 
     def _write_config(self) -> None:
         """Replace the file in one step, 0600 from its first byte: it holds passwords."""
@@ -253,15 +175,6 @@ class NatsServer:
         else:
             lines += ["}"]
         return "\n".join([*lines, self._users]) + "\n"
-
-    def _last_words(self) -> str:
-        """The tail of what the broker wrote: of its output before it opened its log, else of the log."""
-        for file in (self.directory / "nats.out", self.log_file):
-            with contextlib.suppress(OSError):
-                lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                if lines:
-                    return " | ".join(lines[-3:])
-        return f"it said nothing; see {self.log_file}"
 
 
 async def _version_of(binary: Path) -> tuple[int, int]:
