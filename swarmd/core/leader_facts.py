@@ -191,7 +191,9 @@ def _member_lost(state: SwarmState, commit: Commit, index: int, subject: str, fa
     if member is None:
         return "unknown_member"
     for task_id, epoch in list(member.running.items()):
-        task = state.tasks[task_id]
+        task = state.tasks.get(task_id)
+        if task is None:  # cancelled a moment ago, with its parent that this member ran too
+            continue
         task.losses += 1
         retire(state, task, epoch)
         if task.attempts:

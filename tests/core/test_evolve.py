@@ -145,6 +145,18 @@ def test_a_lost_member_gives_its_tasks_back_until_there_were_too_many_losses() -
     assert history.state.members == {}
 
 
+def test_a_lost_member_that_ran_a_parent_and_its_child_takes_both_along_when_it_was_one_loss_too_many() -> None:
+    history = History().running()
+    history.work("t", spawn(1))
+    history.assigned("t~1")
+    history.lead("s", Configured(term=1, live_tasks_max=9, remembered_max=9, dead_max=9, losses_max=0))
+    effects = history.lead(NODE, MemberLost(term=1, member=NODE))
+    ended = [(effect.task.id, effect.state) for effect in effects if isinstance(effect, fx.Ended)]
+    assert ended == [("t", "dead"), ("t~1", "cancelled")]
+    assert history.state.tasks == {}
+    assert history.state.members.keys() == {OTHER}
+
+
 def test_a_child_takes_everything_but_its_input_from_the_folded_parent() -> None:
     history = History().running(tenant="acme", priority=7, deadline_at_ms=99)
     history.work("t", spawn(1))
