@@ -2,13 +2,17 @@
 
 Every step is looked up before it is done and recorded after: the next one begins when the record's receipt
 is here. A recorded step is never done again, whoever resumes. The key of a step is its name and occurrence.
+An attempt is suspended only with no step in flight, and once its outcome is decided nothing is recorded any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -28,7 +32,7 @@ from swarmd.roles.tool_calls import ToolOutcome
 from swarmd.roles.writer import LogWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from swarmd.core.state import Place
     from swarmd.core.wire import Outcome, Start
@@ -37,6 +41,8 @@ T = TypeVar("T")
 #: How long `gather` keeps its slot before it gives it back and waits suspended.
 GRACE_MS: Final = 250
 MEMORY_TIMEOUT_MS: Final = 30_000
+#: The keys of the steps within which the current task acts, the outermost first.
+_WITHIN: Final[ContextVar[tuple[str, ...]]] = ContextVar("within", default=())
 
 
 class AttemptPorts(Struct, frozen=True):
@@ -98,7 +104,11 @@ class Context:
         self._occurrences: dict[str, int] = {}
         self._spawned = 0
         self._children: dict[str, Place | None] = dict(start.children)
-        self._child_done = asyncio.Event()
+        self._in_flight: set[str] = set()
+        self._parked: Counter[str] = Counter()
+        self._changed = asyncio.Event()  # a child or a step has ended, or the attempt is over
+        self._over = False
+        self._waits: list[str] = []
         self._tokens_left, self._steps_left = start.granted_tokens, start.granted_steps
 
     # --- the journal ---
@@ -135,6 +145,7 @@ class Context:
         return NULL, await self._ports.blobs.put(payload)
 
     def _key(self, name: str) -> str:
+        self._check_open()
         if not name or len(name) > 200:
             raise AgentFailed("bad_step", "a step's name has 1 to 200 characters", retryable=False)
         occurrence = self._occurrences[name] = self._occurrences.get(name, 0) + 1
@@ -152,7 +163,21 @@ class Context:
         self._ports.meter.count("swarmd_steps_resumed_total", step.kind)
         return step
 
+    @contextmanager
+    def _acting(self, key: str) -> Iterator[None]:
+        """A step is in flight: from before it acts until its receipt is here."""
+        within = _WITHIN.get()
+        self._in_flight.add(key)
+        _WITHIN.set((*within, key))
+        try:
+            yield
+        finally:
+            _WITHIN.set(within)
+            self._in_flight.discard(key)
+            self._changed.set()
+
     async def _record(self, fact: Fact) -> None:
+        self._check_open()  # while the step acted, the agent's function may have ended
         await self._ports.writer.store(Event(self.task, fact))
 
     def _spend_step(self) -> None:
@@ -170,12 +195,13 @@ class Context:
             return await self._value(recorded.result, recorded.result_blob)
         self._spend_step()
         started = self._ports.clock.now_ms()
-        value = await act()
-        inline, blob = await self.pack(value)
-        step = Stepped(epoch=self.epoch, key=key, kind=kind, result=inline, result_blob=blob)
-        step.duration_ms = self._ports.clock.now_ms() - started
-        step.tokens = tokens(value) if tokens is not None else 0
-        await self._record(step)
+        with self._acting(key):
+            value = await act()
+            inline, blob = await self.pack(value)
+            step = Stepped(epoch=self.epoch, key=key, kind=kind, result=inline, result_blob=blob)
+            step.duration_ms = self._ports.clock.now_ms() - started
+            step.tokens = tokens(value) if tokens is not None else 0
+            await self._record(step)
         self._ports.meter.count("swarmd_steps_total", kind)
         self._ports.meter.observe("swarmd_step_seconds", step.duration_ms / 1000, kind)
         return msgspec.json.decode(msgspec.json.encode(value) if blob else inline)
@@ -288,16 +314,16 @@ class Context:
             self.replayed += 1
             return child
         self._spend_step()
-        inline, blob = await self.pack(wanted)
         requires = {"swarm": check_name("swarm", swarm)} if swarm else {}
         try:  # an event of another shape would be garbage to everyone who reads it
             marks = msgspec.convert(dict(labels or {}), dict[str, str])
         except msgspec.ValidationError as error:
             raise AgentFailed("bad_labels", f"labels are texts by name: {error}", retryable=False) from None
         fact = Spawned(epoch=self.epoch, key=key, n=number, agent=agent, requires=requires, labels=marks)
-        fact.input, fact.input_blob = inline, blob
         self._children[child.task] = None
-        await self._record(fact)
+        with self._acting(key):
+            fact.input, fact.input_blob = await self.pack(wanted)
+            await self._record(fact)
         return child
 
     async def gather(self, *children: Child, return_failures: bool = False) -> list[Any]:
@@ -306,6 +332,7 @@ class Context:
         Raises `ChildFailed` for the first child without an output, or with `return_failures` returns
         an `Outcome` in its place.
         """
+        self._check_open()
         tasks = [child.task for child in children]
         await self._await_children(tasks)
         outcomes = await asyncio.gather(*(self._child_outcome(task) for task in tasks))
@@ -320,13 +347,35 @@ class Context:
         return outputs
 
     async def _await_children(self, tasks: list[str]) -> None:
+        """Wait for the verdicts; after the grace, suspend as soon as no step is in flight.
+
+        A step within which this is called cannot end before it does, so such a step holds up no suspension.
+        """
+
+        def done() -> bool:
+            return all(self._children.get(task) is not None for task in tasks)
+
         try:
             async with asyncio.timeout(GRACE_MS / 1000):
-                while any(self._children.get(task) is None for task in tasks):
-                    self._child_done.clear()
-                    await self._child_done.wait()
+                return await self._until(done, tasks)
         except TimeoutError:
-            raise SuspendAttempt(tasks) from None
+            within = _WITHIN.get()
+        self._parked.update(within)
+        self._changed.set()
+        try:
+            await self._until(lambda: done() or all(self._parked[key] for key in self._in_flight), tasks)
+        finally:
+            self._parked.subtract(within)
+        if not done():
+            raise self._suspension(tasks)
+
+    async def _until(self, holds: Callable[[], bool], tasks: list[str]) -> None:
+        while not holds():
+            if self._waits:
+                raise self._suspension(tasks)
+            self._check_open()
+            self._changed.clear()
+            await self._changed.wait()
 
     async def _child_outcome(self, task: str) -> Outcome:
         place = self._children[task]
@@ -337,11 +386,29 @@ class Context:
     def child_done(self, child: str, place: Place) -> None:
         """The leader says that a child has its verdict at `place`."""
         self._children[child] = place
-        self._child_done.set()
+        self._changed.set()
 
-    def suspended(self, suspension: SuspendAttempt) -> Suspended:
-        """The event that frees this attempt's slot."""
-        return Suspended(epoch=self.epoch, waits=suspension.waits)
+    # --- the end ---
+
+    def close(self) -> None:
+        """The agent's function has ended: what it left running records nothing, and waits for nothing."""
+        self._over = True
+        self._changed.set()
+
+    def _check_open(self) -> None:
+        if self._over:
+            raise AgentFailed("attempt_over", "the attempt's outcome is decided: no step can follow", retryable=False)
+
+    def _suspension(self, tasks: list[str]) -> SuspendAttempt:
+        """Decide that the attempt is suspended, or join in that; the fold waits for all of these children."""
+        self._waits.extend(tasks)
+        self.close()
+        return SuspendAttempt(tasks)
+
+    @property
+    def suspended(self) -> Suspended | None:
+        """The event that frees this attempt's slot, once that is decided; what its agent does then is void."""
+        return Suspended(epoch=self.epoch, waits=list(self._waits)) if self._waits else None
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

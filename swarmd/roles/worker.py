@@ -84,12 +84,17 @@ class Worker(MemberProcess):
         self._contexts[start.task] = context
         try:
             wanted = await context.load()
-            output = await agent.run(context, wanted)
+            try:
+                output = await agent.run(context, wanted)
+            finally:
+                context.close()
+            if context.suspended is not None:  # whatever came of it
+                return context.suspended
             inline, blob = await context.pack(output)
             return Completed(epoch=start.epoch, output=inline, output_blob=blob)
         except (Exception, SuspendAttempt, SystemExit, BaseExceptionGroup) as error:
             # An agent is a stranger's code: whatever it raises is a failed attempt, never a dead worker.
-            return self._ending(start, context, error)
+            return context.suspended or self._ending(start, error)
         finally:
             if self._contexts.get(start.task) is context:  # not that of a newer epoch
                 del self._contexts[start.task]
@@ -99,13 +104,9 @@ class Worker(MemberProcess):
                 self.replayed_model_calls += context.replayed_model_calls
 
     @staticmethod
-    def _ending(start: Start, context: Context, error: BaseException) -> Fact:
+    def _ending(start: Start, error: BaseException) -> Fact:
         """The report on an attempt whose agent raised `error`, alone or out of a TaskGroup of its own."""
-        leaves = list(_leaves(error))
-        waits = [child for leaf in leaves if isinstance(leaf, SuspendAttempt) for child in leaf.waits]
-        if all(isinstance(leaf, SuspendAttempt) for leaf in leaves):
-            return context.suspended(SuspendAttempt(waits))
-        error = next(leaf for leaf in leaves if not isinstance(leaf, SuspendAttempt))
+        error = next(_leaves(error))
         if isinstance(error, AgentFailed):
             return failed(start, error.code, error.message, error.retryable)
         if isinstance(error, Rejected):

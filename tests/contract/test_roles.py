@@ -14,7 +14,7 @@ from swarmd.core import subjects
 from swarmd.core.codec import Codec, Commit
 from swarmd.core.commits import HORIZON
 from swarmd.core.errors import Rejected
-from swarmd.core.events import Completed, Event, Fact, Failed, Suspended
+from swarmd.core.events import Completed, Event, Fact, Failed, Stepped, Suspended
 from swarmd.core.office import LeaderSettings
 from swarmd.core.state import SwarmState
 from swarmd.core.wire import Start
@@ -182,6 +182,104 @@ async def test_an_agent_that_gathers_within_a_task_group_suspends(ports: Attempt
             group.create_task(ctx.gather(Child("t~1")))
 
     assert await outcome(ports, run, children={"t~1": None}) == Suspended(epoch=1, waits=["t~1"])
+
+
+async def laps(count: int = 100) -> int:
+    """Let everyone else run for so many rounds of the loop."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+    return count
+
+
+async def recorded(ports: AttemptPorts) -> list[Fact]:
+    """What the log holds."""
+    last = (await ports.writer.store(Event("end", Suspended(epoch=0, waits=[])))).seq
+    commits = [Codec().decode(record) for record in await ports.log.read(list(range(1, last + 1)))]
+    assert all(isinstance(commit, Commit) for commit in commits)
+    return [event.data for commit in commits for event in commit.events][:-1]  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarmd.roles.attempt.GRACE_MS", 0)
+
+
+@pytest.mark.usefixtures("no_grace")
+async def test_a_step_beside_a_gather_is_recorded_before_the_suspension(ports: AttemptPorts) -> None:
+    async def run(ctx: Context, wanted: Any) -> Any:
+        await asyncio.gather(ctx.gather(Child("t~1")), ctx.step("paid", laps))
+
+    assert await outcome(ports, run, children={"t~1": None}) == Suspended(epoch=1, waits=["t~1"])
+    assert [type(fact) for fact in await recorded(ports)] == [Stepped]
+
+
+@pytest.mark.usefixtures("no_grace")
+async def test_a_child_that_ends_before_the_steps_do_makes_a_suspension_needless(ports: AttemptPorts) -> None:
+    stored = await ports.writer.store(Event("t~1", Completed(epoch=1, output=msgspec.Raw(b"7"))))
+
+    async def run(ctx: Context, wanted: Any) -> Any:
+        async def slow() -> None:
+            await laps()
+            ctx.child_done("t~1", (stored.seq, 0))
+            await laps()
+
+        (outputs, _) = await asyncio.gather(ctx.gather(Child("t~1")), ctx.step("slow", slow))
+        return outputs
+
+    fact = await outcome(ports, run, children={"t~1": None})
+    assert isinstance(fact, Completed)
+    assert msgspec.json.decode(fact.output) == [7]
+
+
+@pytest.mark.usefixtures("no_grace")
+async def test_gathers_within_steps_suspend_although_their_steps_are_in_flight(ports: AttemptPorts) -> None:
+    async def run(ctx: Context, wanted: Any) -> Any:
+        first, second = (ctx.step(f"outer {n}", ctx.gather, Child(f"t~{n}")) for n in (1, 2))
+        await asyncio.gather(first, second)
+
+    async with asyncio.timeout(WAIT_S):
+        fact = await outcome(ports, run, children={"t~1": None, "t~2": None})
+    assert isinstance(fact, Suspended)
+    assert sorted(fact.waits) == ["t~1", "t~2"]
+    assert await recorded(ports) == []
+
+
+@pytest.mark.usefixtures("no_grace")
+async def test_nothing_that_an_agent_does_after_its_suspension_counts(ports: AttemptPorts) -> None:
+    async def run(ctx: Context, wanted: Any) -> Any:
+        await asyncio.gather(ctx.gather(Child("t~1")), return_exceptions=True)
+        with pytest.raises(AgentFailed, match="is decided") as caught:
+            await ctx.spawn("b")
+        assert caught.value.code == "attempt_over"
+        return await ctx.step("late", laps)
+
+    assert await outcome(ports, run, children={"t~1": None}) == Suspended(epoch=1, waits=["t~1"])
+    assert await recorded(ports) == []
+
+
+async def test_what_an_agent_leaves_behind_records_nothing(ports: AttemptPorts) -> None:
+    codes: list[str] = []
+
+    async def left(act: Awaitable[Any]) -> None:
+        try:
+            await act
+        except AgentFailed as error:
+            codes.append(error.code)
+
+    async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
+
+        async def later(ctx: Context) -> None:
+            await laps()
+            await ctx.step("later", laps)
+
+        async def run(ctx: Context, wanted: Any) -> Any:
+            for act in (ctx.step("begun", laps), later(ctx), ctx.gather(Child("t~1"))):
+                group.create_task(left(act))
+            await laps(10)
+
+        assert isinstance(await outcome(ports, run, children={"t~1": None}), Completed)
+    assert codes == ["attempt_over"] * 3
+    assert await recorded(ports) == []
 
 
 async def test_a_failure_within_a_task_group_keeps_its_code(ports: AttemptPorts) -> None:
