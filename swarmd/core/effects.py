@@ -66,7 +66,7 @@ class Offered(Struct):
 
 
 class Gone(Struct):
-    """A member left or was declared lost."""
+    """A member left or was declared lost; `member.running` are the attempts that were taken from it."""
 
     member: Member
 

@@ -21,7 +21,7 @@ from swarmd.core.catalog import FindQuery, FindReply, FoundTask, Gatherer
 from swarmd.core.codec import Commit, Garbage, encode_event
 from swarmd.core.commands import parse_query
 from swarmd.core.errors import Fault, Rejected, SwarmdError
-from swarmd.core.events import Event, Failure, MemberLost
+from swarmd.core.events import Event, Failure, Requeued, Returned
 from swarmd.core.ids import TASK_ID_PATTERN, is_plain
 from swarmd.core.wire import StoreHealth
 from swarmd.ports import Bus, Catalog, Clock, Log, Mark, Meter, Probe, Snapshots
@@ -197,7 +197,7 @@ class Observer:
     def _count(self, effects: list[fx.Effect], commit: Commit | Garbage, refused: list[int]) -> None:
         meter = self._ports.meter
         if isinstance(commit, Garbage):
-            meter.count("swarmd_commits_void_total", "garbage")
+            meter.count("swarmd_commits_void_total")
             return
         now = self._ports.clock.now_ms()
         for effect in effects:
@@ -213,11 +213,17 @@ class Observer:
                 meter.count("swarmd_submissions_rejected_total", effect.failure.code)
             elif isinstance(effect, fx.Delayed):
                 meter.count("swarmd_retries_total")
+            elif isinstance(effect, fx.Gone) and effect.member.running:
+                meter.count("swarmd_reassigned_total", "member_lost", by=len(effect.member.running))
         for index, event in enumerate(commit.events):
-            if isinstance(event, Event) and isinstance(event.data, MemberLost) and index not in refused:
-                meter.count("swarmd_reassigned_total", "member_lost")
-        if refused:
-            meter.count("swarmd_commits_void_total", "refused", by=len(refused))
+            if isinstance(event, Garbage):
+                meter.count("swarmd_events_void_total", "garbage")
+            elif index in refused:
+                meter.count("swarmd_events_void_total", "refused")
+            elif isinstance(event.data, Returned):
+                meter.count("swarmd_reassigned_total", "returned")
+            elif isinstance(event.data, Requeued) and event.data.reason == "undelivered":
+                meter.count("swarmd_reassigned_total", "undelivered")
 
     # --- the live feed ---
 
