@@ -410,9 +410,9 @@ class Observer:
     async def _report_size(self) -> None:
         held, limit = await self._ports.catalog.size()
         name = self._settings.name
-        self._ports.meter.gauge("swarmd_store_bytes", held, "catalog")
-        self._ports.meter.gauge("swarmd_store_limit_bytes", limit, "catalog")
         store = StoreHealth(f"the catalog of {name}", held, limit)
+        self._ports.meter.gauge("swarmd_store_bytes", held, store.store)
+        self._ports.meter.gauge("swarmd_store_limit_bytes", limit, store.store)
         await self._ports.bus.publish(subjects.health(self._settings.swarm, name, "store"), msgspec.json.encode(store))
         full = limit > 0 and held >= 0.8 * limit
         if full and not self._warned:

@@ -124,3 +124,8 @@ async def test_what_is_counted_and_shown_is_declared_with_these_labels(tmp_path:
     declared = {metric.name: len(metric.labels) for metric in METRICS}
     used = [*tally.counts, *tally.gauges]
     assert {name: len(labels) for name, *labels in used} == {name: declared[name] for name, *_ in used}
+
+
+async def test_the_catalog_has_one_name_as_a_store(tmp_path: Path) -> None:
+    tally = await observed(History().running(), tmp_path)
+    assert {key[1:] for key in tally.gauges if "_store_" in key[0]} == {("the catalog of obs",)}
