@@ -236,7 +236,8 @@ class MemoryNode:
     async def _project(self) -> None:
         """Keep the store up with the log; open it again, and start from its mark, after each trouble."""
         ports = self._ports
-        follower = Follower(ports.log, _Quiet(), APPLY_COMMITS, Codec(MEMORY_FACTS, {}))
+        # no probe: the fold, which reads the same log, tells everything
+        follower = Follower(ports.log, slice_max=APPLY_COMMITS, codec=Codec(MEMORY_FACTS, {}))
         try:
             while True:
                 try:
@@ -418,20 +419,6 @@ class MemoryNode:
             meter.gauge("swarmd_memories", self.state.live, self.memory)
             if self.leading.is_set():
                 meter.gauge("swarmd_memory_lag_messages", max(0, self.state.seq - self.applied), self.memory)
-
-
-class _Quiet:
-    """The probe of the second reading of the log: the fold has told everything already."""
-
-    def committed(self, events: int, size: int, took_ms: float) -> None: ...
-
-    def folded(self, seq: int, events: int) -> None: ...
-
-    def trouble(self, where: str, error: Exception) -> None: ...
-
-    def notice(self, what: str) -> None: ...
-
-    def incident(self, what: str) -> None: ...
 
 
 def _parse(payload: bytes, kind: type[Any]) -> Any:

@@ -65,6 +65,7 @@ async def agrees(state: Folded, log: Log) -> bool:
 class Follower:
     """Decodes the tail of a log and hands over commits, a slice at a time.
 
+    `probe` is told what was read; a second reader of the same log has none, or all would be told twice.
     `sent` knows the events of this process's own commits: what was encoded here need not be
     decoded again. The broker stored that very commit, since nobody else can guess its id.
     """
@@ -72,7 +73,7 @@ class Follower:
     def __init__(
         self,
         log: Log,
-        probe: Probe,
+        probe: Probe | None = None,
         slice_max: int = 64,
         codec: Codec | None = None,
         sent: Callable[[Record], list[Event] | None] = lambda record: None,
@@ -87,8 +88,9 @@ class Follower:
         async def on_records(records: list[Record]) -> None:
             for start in range(0, len(records), self._slice_max):
                 commits = [self._read(record) for record in records[start : start + self._slice_max]]
-                for commit in commits:
-                    self._note(commit)
+                if self._probe is not None:
+                    for commit in commits:
+                        _note(commit, self._probe)
                 await on_commits(commits)
 
         await self._log.follow(after, on_records)
@@ -103,11 +105,12 @@ class Follower:
         events = self._sent(record)
         return self._codec.decode(record) if events is None else read_back(record, events)
 
-    def _note(self, commit: Commit | Garbage) -> None:
-        if isinstance(commit, Garbage):
-            self._probe.incident(f"sequence {commit.seq} of the log was skipped: {commit.reason}")
-            return
-        self._probe.folded(commit.seq, len(commit.events))
-        for event in commit.events:
-            if isinstance(event, Garbage):
-                self._probe.incident(f"event {event.index} at sequence {event.seq} was skipped: {event.reason}")
+
+def _note(commit: Commit | Garbage, probe: Probe) -> None:
+    if isinstance(commit, Garbage):
+        probe.incident(f"sequence {commit.seq} of the log was skipped: {commit.reason}")
+        return
+    probe.folded(commit.seq, len(commit.events))
+    for event in commit.events:
+        if isinstance(event, Garbage):
+            probe.incident(f"event {event.index} at sequence {event.seq} was skipped: {event.reason}")

@@ -16,10 +16,13 @@ from swarmd.core import subjects
 from swarmd.core.codec import message_id
 from swarmd.core.events import MemberLeft, MemberLost, Requeued, Returned, Stepped
 from swarmd.roles.observer import Observer, ObserverPorts, ObserverSettings, load
+from swarmd.roles.replica import Follower
 from tests.core.history import NODE, OTHER, History
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from swarmd.core.codec import Commit, Garbage
 
 SWARM = "s"
 PATIENT_S = 20.0
@@ -129,3 +132,19 @@ async def test_what_is_counted_and_shown_is_declared_with_these_labels(tmp_path:
 async def test_the_catalog_has_one_name_as_a_store(tmp_path: Path) -> None:
     tally = await observed(History().running(), tmp_path)
     assert {key[1:] for key in tally.gauges if "_store_" in key[0]} == {("the catalog of obs",)}
+
+
+async def test_a_second_reader_of_a_log_tells_nothing() -> None:
+    log, tally = FakeLog(), Tally()
+    await log.append("s", b"not a commit", "b.1", 0)
+    read: list[Commit | Garbage] = []
+
+    async def keep(commits: list[Commit | Garbage]) -> None:
+        read.extend(commits)
+        following.cancel()
+
+    for follower, told in [(Follower(log), 0), (Follower(log, tally), 1)]:
+        async with asyncio.timeout(PATIENT_S), asyncio.TaskGroup() as group:
+            following = group.create_task(follower.run(0, keep))
+        assert len(tally.incidents) == told
+    assert len(read) == 2
