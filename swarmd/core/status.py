@@ -56,7 +56,10 @@ def task_status(leader: Leader, task_id: str) -> TaskStatus:
     if task is None:
         buried = tombstone(state, task_id)
         if buried is None:
-            raise Rejected("unknown_task", f"no task {task_id} is live or remembered: ask find.task")
+            raise Rejected(
+                "unknown_task",
+                f"no task {task_id} is live or remembered: the catalog may know it (`swarmd status ID`, find.task)",
+            )
         return TaskStatus(task_id, buried.state, seq=buried.verdict[0])
     attempt = live_attempt(task)
     journal = attempt.journal if attempt else task.journal

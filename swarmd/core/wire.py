@@ -190,8 +190,9 @@ class Heartbeat(Struct, omit_defaults=True):
 
 
 class StoreHealth(Struct, omit_defaults=True):
-    """Bytes of the stores that an observer looks after, against their limits."""
+    """Bytes of a store against its limit; `advice` says what to do when it is full."""
 
     store: str
     bytes: int
     bytes_max: int
+    advice: str = "archive or raise its limit"

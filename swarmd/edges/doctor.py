@@ -54,9 +54,26 @@ async def examine(settings: Settings, swarm: str) -> list[Finding]:
             findings += await _jetstream(wire.bus, swarm)
             findings.append(await _fsync(wire.bus, settings, swarm))
             findings += await _swarm(wire.bus, swarm)
+            findings.append(_permissions(str(wire.bus.client.options.get("user") or "client"), findings))
     except SwarmdError as error:
         findings.append(Finding("broker", "fail", f"{error.message} ({error.code})"))
     return findings
+
+
+def _permissions(user: str, findings: list[Finding]) -> Finding:
+    """What this user may do, by what was possible just now."""
+    states = {finding.check: finding for finding in findings}
+
+    def worked(check: str) -> bool:
+        return check in states and states[check].state != "fail"
+
+    timed = "fsync" in states and not states["fsync"].found.startswith("this user")
+    answers = "observer" in states and states["observer"].state == "ok"
+    may = {"use ctl": worked("swarm"), "read the log": worked("log"), "use find": answers, "make streams": timed}
+    can = ", ".join(what for what, possible in may.items() if possible) or "nothing here"
+    cannot = ", ".join(what for what, possible in may.items() if not possible)
+    state: Literal["ok", "warn", "fail"] = "ok" if worked("swarm") and worked("log") else "warn"
+    return Finding("permissions", state, f"{user} can {can}" + (f"; could not {cannot}" if cannot else ""))
 
 
 def _disk(folder: Path) -> Finding:

@@ -29,6 +29,7 @@ from swarmd.core import subjects
 from swarmd.core.errors import Fault
 from swarmd.core.wire import SwarmStatus
 from swarmd.edges.child import Child
+from swarmd.edges.disk import watch_disk
 from swarmd.edges.plan import ORDER, Part, members_wanted, parts_of, write_settings
 from swarmd.edges.settings import READY_FILE, data_dir, nats_of, secrets_of
 from swarmd.edges.wiring import connected
@@ -90,6 +91,9 @@ class Up:
                 try:
                     users = await self._start_broker(group)
                     await self._start_roles(group, users)
+                    if self._server is not None:
+                        swarms = list(members_wanted(self._settings))
+                        side.append(group.create_task(watch_disk(self._data, swarms, self._nats, self._renew_broker)))
                     await self._stop.wait()
                 finally:
                     self._notifier.stopping("draining")
@@ -121,6 +125,11 @@ class Up:
             url=self._server.url, user=admin.user, password=admin.password, inbox_prefix=admin.inbox_prefix
         )
         return {role: str(folder / f"{role}.json") for role in kept}
+
+    def _renew_broker(self) -> None:
+        """End the broker; its supervisor starts it again on the same port and data."""
+        if self._server is not None:
+            os.kill(self._server.pid, signal.SIGTERM)
 
     def _on_broker_restart(self, pid: int) -> None:
         self._telemetry.count("swarmd_broker_restarts_total")

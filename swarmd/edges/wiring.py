@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -37,8 +38,12 @@ from swarmd.sdk import Agent
 if TYPE_CHECKING:
     from swarmd.adapters.telemetry import Telemetry
 
+log = logging.getLogger(__name__)
+
 CLOCK: Final = SystemClock()
 ENTROPY: Final = SystemEntropy()
+#: A drain that takes longer than its deadline and this is given up.
+DRAIN_GRACE_MS: Final = 5_000
 
 
 def mint() -> str:
@@ -105,7 +110,11 @@ class _Drained:
         await self._members.run()
 
     async def drain(self) -> None:
-        await self._members.drain(self._deadline_ms)
+        try:
+            async with asyncio.timeout((self._deadline_ms + DRAIN_GRACE_MS) / 1000):
+                await self._members.drain(self._deadline_ms)
+        except TimeoutError:
+            log.warning("not drained in time: its lease will lapse, and others resume what it had under way")
 
 
 async def live(
@@ -124,13 +133,22 @@ async def live(
         tasks = [group.create_task(role.run()), *(group.create_task(wire.bus.watch()) for wire in wires)]
         if reconnected is not None:
             tasks.append(group.create_task(_on_reconnect(wires[0], reconnected)))
-        if serving is not None:
-            await serving.wait()
-        ready()
-        await stop.wait()
+        if serving is None or await _first(serving, stop):
+            ready()
+            await stop.wait()
         await role.drain()
         for task in tasks:
             task.cancel()
+
+
+async def _first(wanted: asyncio.Event, other: asyncio.Event) -> bool:
+    """Wait for either; whether it was `wanted` that came about."""
+    async with asyncio.TaskGroup() as group:
+        waits = [group.create_task(event.wait()) for event in (wanted, other)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+    return wanted.is_set()
 
 
 async def _on_reconnect(wire: Wire, act: Callable[[], Awaitable[None]]) -> None:
@@ -250,7 +268,7 @@ async def run_worker(
         nodes = [NodeOffer(mint(), options.agents, options.capacity, options.labels) for _ in range(options.nodes)]
         settings = WorkerSettings(options.swarm, options.name, boot, options.default_model)
         worker = Worker(settings, nodes, ports, heart.bus)
-        await live((wire, heart), _Drained(worker, options.drain_ms), stop, ready)
+        await live((wire, heart), _Drained(worker, options.drain_ms), stop, ready, serving=worker.joined)
 
 
 class DelegateOptions(Struct, frozen=True):
@@ -286,4 +304,4 @@ async def run_delegate(
             child_blobs=NatsBlobs(inner.bus, child),
         )
         delegate = Delegate(DelegateSettings(parent, child, boot, options.labels, options.capacity_max), ports)
-        await live((wire, heart, inner), _Drained(delegate, options.drain_ms), stop, ready)
+        await live((wire, heart, inner), _Drained(delegate, options.drain_ms), stop, ready, serving=delegate.joined)

@@ -19,7 +19,7 @@ from swarmd.core.errors import UNREADABLE, Fault, Rejected
 from swarmd.core.events import Event, Fact, Failed, Failure, MemberJoined, MemberLeft
 from swarmd.core.link import Receiver
 from swarmd.core.wire import Beat, ChildDone, Dispatch, Heartbeat, Rejoin, Report, Start, Stop
-from swarmd.ports import Bus, Clock, Meter
+from swarmd.ports import Bus, Clock, Meter, Stored
 from swarmd.roles.writer import LogWriter
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEARTBEAT_MS: Final = 250
+JOIN_MS: Final = 30_000
 MESSAGE_CHARS_MAX: Final = 2_000
 Key = tuple[str, int]  #: (task, epoch)
 
@@ -62,9 +63,11 @@ class MemberProcess:
         self._who, self._shell = settings, ports
         self._receiver = Receiver()
         self._running: dict[Key, asyncio.Task[None]] = {}
+        self._cut_short: set[Key] = set()
         self._counts: dict[str, int] = {}
         self._list_wanted = asyncio.Event()
         self._draining = False
+        self.joined = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._group: asyncio.TaskGroup
@@ -101,7 +104,7 @@ class MemberProcess:
         try:
             async with asyncio.TaskGroup() as self._group:
                 self._group.create_task(self._shell.writer.run())
-                await self.join()
+                await self._enter()
                 self._group.create_task(self._beat())
                 self.begin()
         finally:
@@ -110,6 +113,18 @@ class MemberProcess:
 
     def begin(self) -> None:
         """Called once the offer is stored: a place to start what else the process does in its group."""
+
+    async def _enter(self) -> None:
+        """Join for the first time. Raises `Rejected("cannot_join")` when the log takes nothing from this process."""
+        who = self._who
+        try:
+            async with asyncio.timeout(JOIN_MS / 1000):
+                await self.join()
+        except TimeoutError:
+            why = f"the log of swarm {who.swarm} took no event of {who.writer} within {JOIN_MS / 1000:.0f} s"
+            hint = f"a {self.role} needs a user that may write it (--user-file DATA/users/{self.role}.json)"
+            raise Rejected("cannot_join", f"{why}: {hint}") from None
+        self.joined.set()
 
     async def join(self) -> None:
         """Store the offer of every member."""
@@ -216,6 +231,7 @@ class MemberProcess:
     def _cancel(self, key: Key) -> None:
         attempt = self._running.get(key)
         if attempt is not None:
+            self._cut_short.add(key)
             attempt.cancel()
 
     async def _attempt(self, start: Start) -> None:
@@ -225,7 +241,7 @@ class MemberProcess:
             try:
                 fact = await self.outcome(start)
             except asyncio.CancelledError:
-                back = self.handed_back(start)
+                back = self._after_cancel(start)
                 if back is None:
                     return
                 fact = back
@@ -236,9 +252,23 @@ class MemberProcess:
         finally:
             self._shell.meter.count("swarmd_attempts_total", start.agent, ended)
             del self._running[key]
+            self._cut_short.discard(key)
             self._counts[start.member] -= 1
             if not self._running:
                 self._idle.set()
+
+    def _after_cancel(self, start: Start) -> Fact | None:
+        """What is to be reported on an attempt that ended by being cancelled, by whomever."""
+        if (start.task, start.epoch) in self._cut_short:
+            return self.handed_back(start)
+        fact = failed(start, "agent_error", "the agent cancelled itself", True)
+        task = asyncio.current_task()
+        if task is None or not task.cancelling():
+            return fact
+        # Either the agent cancelled the very task that it runs in, or the process ends: then nobody writes any more,
+        # and to wait for a receipt would be to wait for ever.
+        self._shell.writer.append(Event(start.task, fact)).add_done_callback(_unheard)
+        return None
 
     async def _report(self, event: Event) -> None:
         """Hand in the last report of an attempt; one that is too large becomes a failure."""
@@ -254,6 +284,12 @@ def failed(start: Start, code: str, message: str, retryable: bool, retry_after_m
     """The report that an attempt failed."""
     failure = Failure(_text(code), _text(message)[:MESSAGE_CHARS_MAX])
     return Failed(epoch=start.epoch, failure=failure, retryable=retryable, retry_after_ms=retry_after_ms)
+
+
+def _unheard(receipt: asyncio.Future[Stored]) -> None:
+    """Nobody waits for this receipt: a report that was not stored is missed by the leader, who queues the task again."""
+    if not receipt.cancelled():
+        receipt.exception()
 
 
 def _text(said: object) -> str:

@@ -47,7 +47,7 @@ class StoreWatch:
         now = self._clock.now_ms()
         full = [s for s, at_ms in self._seen.values() if _share(s) >= FULL_SHARE and now - at_ms < STALE_MS]
         self._leader.refusing = "; ".join(
-            f"{s.store} holds {s.bytes} of {s.bytes_max} bytes: archive or raise its limit" for s in full
+            f"{s.store} holds {s.bytes} of {s.bytes_max} bytes: {s.advice}" for s in full
         )
 
 

@@ -67,6 +67,8 @@ def _input(args: argparse.Namespace) -> Any:
 
     if args.file is not None and args.input is not None:
         raise Rejected("bad_usage", "give the input as an argument or with --file, not both")
+    if args.file is None and args.input == "-":
+        args.file, args.input = "-", None
     if args.file is None:
         if args.input is None:
             return None
