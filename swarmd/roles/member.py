@@ -287,7 +287,7 @@ def failed(start: Start, code: str, message: str, retryable: bool, retry_after_m
 
 
 def _unheard(receipt: asyncio.Future[Stored]) -> None:
-    """Nobody waits for this receipt: a report that was not stored is missed by the leader, who queues the task again."""
+    """Nobody waits for this receipt: the leader misses a report that was not stored, and queues the task again."""
     if not receipt.cancelled():
         receipt.exception()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,10 +15,10 @@ from swarmd.core import subjects
 from swarmd.core.codec import Codec, Commit
 from swarmd.core.commits import HORIZON
 from swarmd.core.errors import Rejected
-from swarmd.core.events import Completed, Event, Fact, Failed, Stepped, Suspended
+from swarmd.core.events import Completed, Event, Fact, Failed, MemberJoined, Stepped, Suspended
 from swarmd.core.office import LeaderSettings
 from swarmd.core.state import SwarmState
-from swarmd.core.wire import Start
+from swarmd.core.wire import Dispatch, Heartbeat, Item, Start, Stop
 from swarmd.edges.client import Client
 from swarmd.roles.attempt import AgentFailed, AttemptPorts, Child, Context
 from swarmd.roles.orchestrator import Orchestrator, OrchestratorPorts
@@ -119,14 +120,19 @@ async def test_what_is_raised_while_a_client_is_held_comes_out_as_it_is() -> Non
 # --- attempts --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def ports() -> AsyncIterator[AttemptPorts]:
+def attempt_ports() -> AttemptPorts:
     log, clock, quiet = FakeLog(), FakeClock(), Silent()
     writer = LogWriter(log, sign(subjects.log("s", "worker", "w"), "/s/worker/w", "b", SystemEntropy()), clock, quiet)
     none: Any = quiet
+    return AttemptPorts(log, FakeBlobs(), FakeBus(), clock, writer, none, none, none, quiet)
+
+
+@pytest.fixture
+async def ports() -> AsyncIterator[AttemptPorts]:
+    made = attempt_ports()
     async with asyncio.TaskGroup() as group:
-        writing = group.create_task(writer.run())
-        yield AttemptPorts(log, FakeBlobs(), FakeBus(), clock, writer, none, none, none, quiet)
+        writing = group.create_task(made.writer.run())
+        yield made
         writing.cancel()
 
 
@@ -355,3 +361,116 @@ async def test_labels_that_are_no_texts_fail_the_spawn(ports: AttemptPorts) -> N
     fact = await outcome(ports, run)
     assert isinstance(fact, Failed)
     assert fact.failure.code == "bad_labels"
+
+
+# --- processes of members --------------------------------------------------------------------------
+
+
+class Heart(FakeBus):
+    """Keeps the heartbeats that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beats: list[Heartbeat] = []
+
+    async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
+        await super().publish(subject, payload, reply)
+        self.beats.append(msgspec.json.decode(payload, type=Heartbeat))
+
+
+class Employed:
+    """A running worker with one agent, and a leader's end of its dispatch."""
+
+    def __init__(self, run: Callable[[Context, Any], Awaitable[Any]], heart: Heart) -> None:
+        self.ports, self.heart, self._n = attempt_ports(), heart, 0
+        node = NodeOffer("n", {"a": Agent("a", run)}, 1)
+        self.worker = Worker(WorkerSettings("s", "w", "b"), [node], self.ports, heart)
+
+    async def send(self, *items: Item) -> None:
+        self._n += 1
+        payload = msgspec.json.encode(Dispatch(1, self._n, 0, list(items)))
+        await self.ports.bus.publish(subjects.dispatch("s", "worker", "w", "b"), payload)
+
+    async def start(self, task: str) -> None:
+        await self.send(Start(task, 1, "w/b/0", "a", msgspec.Raw(b"null")))
+
+    async def reports(self) -> list[Fact]:
+        facts = await recorded(self.ports)
+        return [fact for fact in facts if not isinstance(fact, MemberJoined | Suspended)]
+
+
+@asynccontextmanager
+async def employed(
+    run: Callable[[Context, Any], Awaitable[Any]], heart: Heart | None = None
+) -> AsyncIterator[Employed]:
+    """It has joined when this begins, and its process ends, whatever its attempts do, when this does."""
+    made = Employed(run, heart or Heart())
+    async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
+        running = group.create_task(made.worker.run())
+        await until(lambda: made.heart.beats != [])
+        yield made
+        running.cancel()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():
+        await asyncio.sleep(0.01)
+
+
+async def raises_it() -> None:
+    raise asyncio.CancelledError
+
+
+async def waits_for_what_was_cancelled() -> None:
+    gone = asyncio.get_running_loop().create_future()
+    gone.cancel()
+    await gone
+
+
+async def cancels_its_task() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(WAIT_S)
+
+
+@pytest.mark.parametrize("cancel", [raises_it, waits_for_what_was_cancelled, cancels_its_task])
+async def test_an_agent_that_cancels_itself_fails_its_attempt(cancel: Callable[[], Awaitable[None]]) -> None:
+    async def run(ctx: Context, wanted: Any) -> Any:
+        await cancel()
+
+    async with employed(run) as there:
+        await there.start("t")
+        await until(lambda: there.ports.writer.acked == 2)
+        (fact,) = await there.reports()
+        assert isinstance(fact, Failed)
+        assert (fact.failure.code, fact.failure.message) == ("agent_error", "the agent cancelled itself")
+        assert fact.retryable
+
+
+async def test_a_stopped_attempt_reports_nothing() -> None:
+    async def run(ctx: Context, wanted: Any) -> Any:
+        try:
+            begun.set()
+            await asyncio.sleep(2 * WAIT_S)
+        finally:
+            ended.set()
+
+    begun, ended = asyncio.Event(), asyncio.Event()
+    async with employed(run) as there:
+        await there.start("t")
+        await begun.wait()
+        await there.send(Stop("t", 1))
+        await ended.wait()
+        assert await there.reports() == []
+
+
+async def test_a_process_ends_though_an_attempt_runs() -> None:
+    async def run(ctx: Context, wanted: Any) -> Any:
+        begun.set()
+        await asyncio.sleep(2 * WAIT_S)
+
+    begun = asyncio.Event()
+    async with employed(run) as there:
+        await there.start("t")
+        await begun.wait()
