@@ -13,6 +13,8 @@ FULL_SHARE: Final = 0.9
 WARN_SHARE: Final = 0.8
 #: What a store's keeper said last counts for so long: a dead observer must not refuse work for ever.
 STALE_MS: Final = 30_000
+#: What fills while nobody leads and drains by being read: refusing what is in it would lose what was promised.
+BUFFERS: Final = frozenset({"intake"})
 
 
 class StoreWatch:
@@ -45,7 +47,8 @@ class StoreWatch:
     def judge(self) -> None:
         """Refuse new work while any store is full that was heard of lately."""
         now = self._clock.now_ms()
-        full = [s for s, at_ms in self._seen.values() if _share(s) >= FULL_SHARE and now - at_ms < STALE_MS]
+        fresh = [s for s, at_ms in self._seen.values() if s.store not in BUFFERS and now - at_ms < STALE_MS]
+        full = [s for s in fresh if _share(s) >= FULL_SHARE]
         self._leader.refusing = "; ".join(
             f"{s.store} holds {s.bytes} of {s.bytes_max} bytes: {s.advice}" for s in full
         )
