@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_MS: Final = 250
 JOIN_MS: Final = 30_000
+#: A list that makes a heartbeat longer than this is left out.
+HEARTBEAT_BYTES_MAX: Final = 512 * 1024
 MESSAGE_CHARS_MAX: Final = 2_000
 Key = tuple[str, int]  #: (task, epoch)
 
@@ -66,6 +68,7 @@ class MemberProcess:
         self._cut_short: set[Key] = set()
         self._counts: dict[str, int] = {}
         self._list_wanted = asyncio.Event()
+        self._list_left_out = False
         self._draining = False
         self.joined = asyncio.Event()
         self._idle = asyncio.Event()
@@ -195,28 +198,49 @@ class MemberProcess:
         who = self._who
         subject = subjects.health(who.swarm, who.writer, who.boot)
         while True:
-            listed = sorted(self._running) if self._list_wanted.is_set() else None
+            payload = self._heartbeat(self._list_wanted.is_set())
             self._list_wanted.clear()
-            beat = Heartbeat(
-                self.role,
-                who.writer,
-                who.boot,
-                self._receiver.term,
-                self._receiver.ack,
-                self._shell.writer.acked,
-                {member: count for member, count in self._counts.items() if count},
-                listed,
-            )
             self._shell.meter.gauge("swarmd_running_attempts", len(self._running))
             try:
-                await self._shell.heart.publish(subject, msgspec.json.encode(beat))
+                await self._shell.heart.publish(subject, payload)
             except Fault:
                 log.debug("no heartbeat: the broker cannot be reached")
+            except Rejected as error:
+                log.warning("no heartbeat: %s", error.message)
+            if self._list_left_out:  # the leader asks for it again at once: the answer keeps to the pace
+                await asyncio.sleep(HEARTBEAT_MS / 1000)
+                continue
             try:
                 async with asyncio.timeout(HEARTBEAT_MS / 1000):
                     await self._list_wanted.wait()
             except TimeoutError:
                 pass
+
+    def _heartbeat(self, list_wanted: bool) -> bytes:
+        """The heartbeat as of now; a list that no message can hold is left out, and the leader asks again."""
+        who = self._who
+        beat = Heartbeat(
+            self.role,
+            who.writer,
+            who.boot,
+            self._receiver.term,
+            self._receiver.ack,
+            self._shell.writer.acked,
+            {member: count for member, count in self._counts.items() if count},
+            sorted(self._running) if list_wanted else None,
+        )
+        payload = msgspec.json.encode(beat)
+        if not list_wanted:
+            return payload
+        too_long = len(payload) > HEARTBEAT_BYTES_MAX
+        if too_long and not self._list_left_out:
+            why = "a heartbeat that lists %d attempts has %d bytes: until it is under %d, lists are left out"
+            log.warning(why, len(self._running), len(payload), HEARTBEAT_BYTES_MAX)
+        self._list_left_out = too_long
+        if not too_long:
+            return payload
+        beat.listed = None
+        return msgspec.json.encode(beat)
 
     # --- attempts ---
 

@@ -18,7 +18,7 @@ from swarmd.core.errors import Rejected
 from swarmd.core.events import Completed, Event, Fact, Failed, MemberJoined, Stepped, Suspended
 from swarmd.core.office import LeaderSettings
 from swarmd.core.state import SwarmState
-from swarmd.core.wire import Dispatch, Heartbeat, Item, Start, Stop
+from swarmd.core.wire import Dispatch, Heartbeat, Item, Report, Start, Stop
 from swarmd.edges.client import Client
 from swarmd.roles.attempt import AgentFailed, AttemptPorts, Child, Context
 from swarmd.roles.orchestrator import Orchestrator, OrchestratorPorts
@@ -474,3 +474,56 @@ async def test_a_process_ends_though_an_attempt_runs() -> None:
     async with employed(run) as there:
         await there.start("t")
         await begun.wait()
+
+
+async def test_a_list_too_long_for_a_heartbeat_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Heartbeats go on, at their pace, however often the leader asks; it gets its list once that is short enough."""
+
+    async def run(ctx: Context, wanted: Any) -> Any:
+        await ends.wait()
+
+    def counted() -> int:
+        return sum(there.heart.beats[-1].running.values())
+
+    ends = asyncio.Event()
+    tasks = [f"{number:05d}".rjust(150, "t") for number in range(6_000)]
+    async with employed(run) as there:
+        for first in range(0, len(tasks), 1_000):
+            starts = [Start(task, 1, "w/b/0", "a", msgspec.Raw(b"null")) for task in tasks[first : first + 1_000]]
+            await there.send(*starts)
+        await until(lambda: counted() == len(tasks))
+        before = len(there.heart.beats)
+        for _ in range(50):
+            await there.send(Report())
+            await laps(10)
+        await until(lambda: len(there.heart.beats) > before + 1)
+        assert len(there.heart.beats) <= before + 10
+        assert all(beat.listed is None for beat in there.heart.beats)
+        assert len(caplog.records) == 1
+        assert "6000 attempts" in caplog.text
+        ends.set()
+        await until(lambda: counted() == 0)
+        await there.send(Report())
+        await until(lambda: there.heart.beats[-1].listed == [])
+
+
+class Narrow(Heart):
+    """A broker that takes no heartbeat at first."""
+
+    refused = 0
+
+    async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
+        if not self.refused:
+            self.refused += 1
+            raise Rejected("too_large", "a message is over the broker's limit")
+        await super().publish(subject, payload, reply)
+
+
+async def test_a_heartbeat_that_the_broker_refuses_is_followed_by_others() -> None:
+    async def run(ctx: Context, wanted: Any) -> Any:
+        return None
+
+    heart = Narrow()
+    async with employed(run, heart) as there:
+        await until(lambda: there.heart.beats != [])
+    assert heart.refused == 1
