@@ -65,6 +65,12 @@ class _Direct:
         return None
 
 
+def _cancellations() -> int:
+    """How often the running task was told to end."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
+
+
 class BusSubscription:
     """Ends with `close`; closing twice is harmless."""
 
@@ -114,6 +120,7 @@ class NatsBus:
         self, subject: str, payload: bytes, timeout_ms: int, headers: dict[str, str] | None = None
     ) -> Msg:
         """One answer with its headers. Raises `Fault("no_responders" | "timeout" | "disconnected")`."""
+        cancelled = _cancellations()
         try:
             return await self.client.request(subject, payload, timeout=timeout_ms / 1000, headers=headers)
         except errors.NoRespondersError:
@@ -124,6 +131,11 @@ class NatsBus:
             raise Rejected("too_large", f"a message of {len(payload)} bytes is over the broker's limit") from None
         except (errors.ConnectionClosedError, errors.ConnectionDrainingError, errors.OutboundBufferLimitError) as error:
             raise Fault("disconnected", f"the broker cannot be reached: {type(error).__name__}") from None
+        finally:
+            if _cancellations() > cancelled:
+                # The library waits with `asyncio.wait_for`, which before Python 3.12 drops a cancellation that comes
+                # together with the answer; a loop that asks again and again would then never end.
+                raise asyncio.CancelledError
 
     async def subscribe(self, subject: str, on_message: Callable[[Received], None], queue: str = "") -> BusSubscription:
         def deliver(message: Msg) -> None:
