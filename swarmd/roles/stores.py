@@ -49,9 +49,7 @@ class StoreWatch:
         now = self._clock.now_ms()
         fresh = [s for s, at_ms in self._seen.values() if s.store not in BUFFERS and now - at_ms < STALE_MS]
         full = [s for s in fresh if _share(s) >= FULL_SHARE]
-        self._leader.refusing = "; ".join(
-            f"{s.store} holds {s.bytes} of {s.bytes_max} bytes: {s.advice}" for s in full
-        )
+        self._leader.refusing = "; ".join(f"{s.store} holds {s.bytes} of {s.bytes_max} bytes: {s.advice}" for s in full)
 
 
 def _share(store: StoreHealth) -> float:
