@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from msgspec import Struct
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import Completed, Fact, MemberJoined, Returned
 from swarmd.core.ids import node_member
-from swarmd.roles.attempt import AgentFailed, AttemptPorts, Context, SuspendAttempt
+from swarmd.roles.attempt import AgentFailed, AttemptPorts, Context
 from swarmd.roles.member import MemberPorts, MemberProcess, MemberSettings, failed
 from swarmd.sdk import Agent
 
@@ -92,7 +93,9 @@ class Worker(MemberProcess):
                 return context.suspended
             inline, blob = await context.pack(output)
             return Completed(epoch=start.epoch, output=inline, output_blob=blob)
-        except (Exception, SuspendAttempt, SystemExit, BaseExceptionGroup) as error:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
             # An agent is a stranger's code: whatever it raises is a failed attempt, never a dead worker.
             return context.suspended or self._ending(start, error)
         finally:

@@ -143,9 +143,12 @@ async def outcome(ports: AttemptPorts, run: Callable[[Context, Any], Awaitable[A
     return await worker.outcome(Start("t", 1, "w/b/0", "a", msgspec.Raw(b"null"), **start))
 
 
-async def test_an_agent_that_ends_the_process_only_fails_its_attempt(ports: AttemptPorts) -> None:
+@pytest.mark.parametrize("raised", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("base")])
+async def test_an_agent_that_ends_the_process_only_fails_its_attempt(
+    ports: AttemptPorts, raised: BaseException
+) -> None:
     async def run(ctx: Context, wanted: Any) -> Any:
-        raise SystemExit(3)
+        raise raised
 
     fact = await outcome(ports, run)
     assert isinstance(fact, Failed)
