@@ -68,7 +68,8 @@ async def test_an_observer_has_the_rights_that_it_needs(swarm: Swarm) -> None:
         f"STREAM.INFO.{subjects.blob_stream(SWARM)}",
         msgspec.json.encode({"subjects_filter": "swarm.main.blob.*.manifest"}),
     )
-    assert len(blobs["state"]["subjects"]) == KEPT
+    # Replaced ones are removed after their successor is named: being stopped in between leaves one behind.
+    assert KEPT <= len(blobs["state"]["subjects"]) <= KEPT + 1
     assert feed
 
     observer = await swarm.role(
