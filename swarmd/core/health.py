@@ -128,6 +128,10 @@ class Links:
             self._queue(link, Rejoin())
         if beat.term != self._term or beat.ack < link.sender.acked:
             return
+        if link.listed is not None and beat.seq < link.listed.seq:
+            # Its receipts were of a log that was rewound since: the fold would never catch up with that list.
+            link.listed = None
+            link.list_owed = True
         if beat.listed is not None:
             link.listed = beat
             link.list_owed = False

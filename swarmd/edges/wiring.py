@@ -162,6 +162,15 @@ async def _on_reconnect(wire: Wire, act: Callable[[], Awaitable[None]]) -> None:
             await CLOCK.sleep(200)
 
 
+def _told_of_return(writer: LogWriter, log: JetStreamLog) -> Callable[[], Awaitable[None]]:
+    """What a member's writer must know when the broker is back."""
+
+    async def back() -> None:
+        writer.reconnected(await log.last_seq())
+
+    return back
+
+
 class OrchestratorOptions(Struct, frozen=True):
     """One orchestrator process."""
 
@@ -268,7 +277,8 @@ async def run_worker(
         nodes = [NodeOffer(mint(), options.agents, options.capacity, options.labels) for _ in range(options.nodes)]
         settings = WorkerSettings(options.swarm, options.name, boot, options.default_model)
         worker = Worker(settings, nodes, ports, heart.bus)
-        await live((wire, heart), _Drained(worker, options.drain_ms), stop, ready, serving=worker.joined)
+        drained, back = _Drained(worker, options.drain_ms), _told_of_return(writer, log)
+        await live((wire, heart), drained, stop, ready, reconnected=back, serving=worker.joined)
 
 
 class DelegateOptions(Struct, frozen=True):
@@ -304,4 +314,5 @@ async def run_delegate(
             child_blobs=NatsBlobs(inner.bus, child),
         )
         delegate = Delegate(DelegateSettings(parent, child, boot, options.labels, options.capacity_max), ports)
-        await live((wire, heart, inner), _Drained(delegate, options.drain_ms), stop, ready, serving=delegate.joined)
+        drained, back = _Drained(delegate, options.drain_ms), _told_of_return(writer, log)
+        await live((wire, heart, inner), drained, stop, ready, reconnected=back, serving=delegate.joined)

@@ -23,15 +23,18 @@ class StoreWatch:
     def __init__(self, leader: Leader, clock: Clock, probe: Probe, meter: Meter) -> None:
         self._leader, self._clock, self._probe, self._meter = leader, clock, probe, meter
         self._seen: dict[str, tuple[StoreHealth, int]] = {}
+        self._warned: set[str] = set()
 
     def seen(self, store: StoreHealth) -> None:
         """A store has this size now."""
         self._meter.gauge("swarmd_store_bytes", store.bytes, store.store)
         self._meter.gauge("swarmd_store_limit_bytes", store.bytes_max, store.store)
-        before = self._seen.get(store.store)
         self._seen[store.store] = (store, self._clock.now_ms())
         share = _share(store)
-        if share >= WARN_SHARE and (before is None or _share(before[0]) < WARN_SHARE):
+        if share < WARN_SHARE:
+            self._warned.discard(store.store)
+        elif store.store not in self._warned:
+            self._warned.add(store.store)
             self._probe.incident(f"{store.store} is {share:.0%} full ({store.bytes} of {store.bytes_max} bytes)")
         self.judge()
 

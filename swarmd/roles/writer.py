@@ -92,6 +92,11 @@ class LogWriter:
                 self._probe.trouble("append", error)
                 await self._clock.sleep(FULL_RETRY_MS)
 
+    def reconnected(self, last_seq: int) -> None:
+        """The broker came back and its log ends at `last_seq`: receipts and sights beyond are of a log that is gone."""
+        self.seen = min(self.seen, last_seq)
+        self.acked = min(self.acked, last_seq)
+
     def wake(self) -> None:
         """`supply` may have something now."""
         self._wake.set()

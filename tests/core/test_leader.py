@@ -6,7 +6,7 @@ from swarmd.core.events import Budget, Spawned, Stepped
 from swarmd.core.ids import child_id
 from swarmd.core.office import grant
 from swarmd.core.outcomes import outcome_at
-from swarmd.core.wire import Outcome, Receipt
+from swarmd.core.wire import Outcome, Receipt, Report
 from tests.core.history import offer
 from tests.sim.stage import LEASE_MS, Stage, wish
 
@@ -74,3 +74,21 @@ def test_a_family_has_one_budget() -> None:
     parent = leader.state.tasks["t"]
     assert (parent.spent_tokens, parent.spent_steps) == (110, 3)
     assert grant(leader.state, child) == (-1, 6)
+
+
+def test_a_list_of_a_log_that_is_gone_is_asked_for_again() -> None:
+    """A restored broker: the process still counts receipts of a future that never came, then knows better."""
+    stage = Stage()
+    leader = stage.leading()
+    stage.member("w", ("w/b/0", offer("w/b/0")))
+    assert leader.submit(wish(), "t", stage.now_ms, False, None) is None
+    stage.decide(leader)
+    stage.dispatched(leader)
+    stage.beat(leader, "w", 1, [], seq=leader.state.seq + 900)
+    stage.wait(1, leader)
+    assert leader.state.tasks["t"].attempts.keys() == {1}
+    stage.beat(leader, "w", 1, seq=leader.state.seq)
+    assert any(isinstance(item, Report) for _, item in stage.dispatched(leader))
+    stage.beat(leader, "w", 2, [], seq=leader.state.seq)
+    stage.wait(1, leader)
+    assert leader.state.tasks["t"].attempts.keys() == {2}
