@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "sdk": {"core", "ports", "config", "leaf"},
     "agents": {"core", "ports", "leaf", "sdk", "roles", "agents"},
     "demo_agents": {"core", "ports", "leaf", "sdk", "roles", "demo_agents"},
+    "strategies": {"core", "ports", "leaf", "sdk", "roles", "strategies"},
     "roles": {"core", "ports", "config", "leaf", "sdk", "roles"},
     "edges": {"core", "ports", "config", "leaf", "adapters", "roles", "sdk", "agents", "demo_agents", "edges"},
     "__main__": {"edges"},

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from swarmd.adapters.catalog import SqliteCatalog
-from swarmd.adapters.hash_embedder import HashEmbedder
 from swarmd.adapters.milvus_server import MilvusServer
 from swarmd.adapters.milvus_store import MilvusStore, collection_for
 from swarmd.adapters.nats_lease import NatsLease
@@ -24,6 +23,7 @@ from swarmd.adapters.snapshots import NatsSnapshots
 from swarmd.adapters.streams import ensure_stream, memory_streams, stream_state
 from swarmd.core import subjects
 from swarmd.edges.wiring import CLOCK, ENTROPY, Wire, connected, live, new_boot
+from swarmd.hash_embedder import HashEmbedder
 from swarmd.roles.memory import MemoryNode, MemoryPorts
 from swarmd.roles.observer import Observer, ObserverPorts, ObserverSettings, load
 from swarmd.roles.replica import Rewound

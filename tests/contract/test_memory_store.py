@@ -16,12 +16,12 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 
-from swarmd.adapters.hash_embedder import HashEmbedder
 from swarmd.adapters.memory_fakes import FakeMemoryDisk, FakeMemoryStore
 from swarmd.adapters.milvus_server import MilvusServer
 from swarmd.adapters.milvus_store import MilvusStore, collection_for
 from swarmd.adapters.milvus_store.store import ROWS_UNFLUSHED_MAX
 from swarmd.core.errors import Fault, Rejected
+from swarmd.hash_embedder import HashEmbedder
 from swarmd.passages import K_MAX, LABELS_MAX, TEXT_BYTES_MAX
 from swarmd.ports import Embedder, Memory, RecallQuery
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from swarmd.adapters.hash_embedder import HashEmbedder
 from swarmd.core.errors import Rejected
+from swarmd.hash_embedder import HashEmbedder
 
 EMBEDDER = HashEmbedder(256)
 
@@ -44,7 +44,7 @@ def test_vectors_do_not_depend_on_their_batch() -> None:
 def test_another_process_makes_the_same_vectors() -> None:
     text = "Straße, 東京, don't: the lease of a worker expires after 30.5 seconds"
     program = (
-        "import sys; from swarmd.adapters.hash_embedder import HashEmbedder;"
+        "import sys; from swarmd.hash_embedder import HashEmbedder;"
         "sys.stdout.write(repr(HashEmbedder(256).embed([sys.argv[1]])[0]))"
     )
     for seed in ("1", "2"):

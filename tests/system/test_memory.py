@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from swarmd.adapters.hash_embedder import HashEmbedder
 from swarmd.adapters.jetstream import JetStreamLog
 from swarmd.adapters.memory_fakes import FakeMemoryDisk, FakeMemoryStore
 from swarmd.adapters.nats_bus import NatsBus
@@ -28,6 +27,7 @@ from swarmd.core.events import Failure
 from swarmd.core.memory import MemoryStats, RecallReply, RememberReply
 from swarmd.edges import wiring
 from swarmd.edges.projections import MemoryOptions, serve_memory
+from swarmd.hash_embedder import HashEmbedder
 from tests.system.swarms import Role, until
 
 if TYPE_CHECKING:

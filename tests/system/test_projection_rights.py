@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from swarmd.adapters.hash_embedder import HashEmbedder
 from swarmd.adapters.memory_fakes import FakeMemoryStore
 from swarmd.adapters.nats_bus import NatsBus
 from swarmd.adapters.nats_connect import connect
@@ -22,6 +21,7 @@ from swarmd.core.memory import RecallReply, RememberReply
 from swarmd.edges import wiring
 from swarmd.edges.projections import MemoryOptions, ObserverOptions, run_observer, serve_memory
 from swarmd.edges.replay import replay, verify
+from swarmd.hash_embedder import HashEmbedder
 from swarmd.roles.observer import FoundOne
 from tests.system.swarms import SWARM, Swarm, a_swarm, until
 
