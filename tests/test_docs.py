@@ -388,7 +388,7 @@ def _in(state: str) -> tuple[History, str]:
         history.assigned("t~1")
     if state == "suspended":
         history.work("t~1", Spawned(epoch=1, key="spawn#1", n=1, agent="a"))
-        history.work("t~1", Suspended(epoch=1, waits=["t~1~1"]))
+        history.work("t~1", Suspended(epoch=1, waits=[["t~1~1"]]))
     if state == "backoff":
         history.work("t~1", Failed(epoch=1, failure=WHY))
     assert _state(history, "t~1") == state
@@ -438,7 +438,7 @@ def _walk_the_rest(walk: _Walk) -> None:
     history.assigned()
     walk.note(history, "t~1", "spawned", lambda: history.work("t", Spawned(epoch=1, key="s#1", n=1, agent="a")))
     history.assigned("t~1", member=OTHER)
-    walk.work(history, "t", Suspended(epoch=1, waits=["t~1"]))
+    walk.work(history, "t", Suspended(epoch=1, waits=[["t~1"]]))
     walk.note(history, "t", "child ends", lambda: history.other("t~1", Completed(epoch=1)))
     history.assigned("t", epoch=2)
     history.lead("s", Configured(term=1, live_tasks_max=9, remembered_max=9, dead_max=9, losses_max=0))

@@ -24,7 +24,18 @@ FIND_MAX: Final = 1_000
 INDIRECT: Final = -1
 
 FindState = Literal[
-    "", "live", "queued", "assigned", "suspended", "backoff", "completed", "dead", "cancelled", "expired"
+    "",
+    "live",
+    "queued",
+    "assigned",
+    "suspended",
+    "paused",
+    "delayed",
+    "backoff",
+    "completed",
+    "dead",
+    "cancelled",
+    "expired",
 ]
 
 
@@ -132,7 +143,7 @@ class Gatherer:
         for effect in effects:
             if isinstance(effect, fx.Ended):
                 self._end(effect, commit)
-            elif isinstance(effect, fx.Queued | fx.Delayed | fx.Started):
+            elif isinstance(effect, fx.Queued | fx.Delayed | fx.Parked | fx.Started):
                 self._touch(effect.task, commit)
         for index, event in enumerate(commit.events):
             if isinstance(event, Event) and index not in refused:

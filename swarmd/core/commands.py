@@ -25,6 +25,7 @@ MESSAGE_BYTES_MAX: Final = 768 * 1024
 BATCH_MAX: Final = 1024
 INPUT_DEPTH_MAX: Final = 100
 TIMEOUT_MS_MAX: Final = 10 * 366 * 86_400_000
+TIME_MS_MAX: Final = 253_402_300_799_000  #: the end of the year 9999
 _LABELS_MAX: Final = 32
 
 _T = TypeVar("_T")
@@ -117,6 +118,8 @@ def check(submission: Submission) -> Submission:
         _check_bounds(submission)
     if not -1000 <= submission.priority <= 1000:
         raise Rejected("bad_field", "priority must be from -1000 to 1000")
+    if not 0 <= submission.not_before_ms <= TIME_MS_MAX:
+        raise Rejected("bad_field", f"not_before_ms must be 0 (at once) to {TIME_MS_MAX}, in milliseconds since 1970")
     if not 0 <= submission.timeout_ms <= TIMEOUT_MS_MAX:
         raise Rejected("bad_field", f"timeout_ms must be 0 (none) to {TIMEOUT_MS_MAX} (ten years)")
     if submission.labels or submission.requires:
@@ -160,6 +163,7 @@ def digest(submission: Submission) -> str:
 
 def to_fact(submission: Submission, content: str, term: int, now_ms: int, packed: bool) -> Submitted:
     """The event that accepts a submission; its timeout becomes a point in time here, once."""
+    not_before = submission.not_before_ms if submission.not_before_ms > now_ms else 0
     return Submitted(
         term=term,
         agent=submission.agent,
@@ -167,7 +171,8 @@ def to_fact(submission: Submission, content: str, term: int, now_ms: int, packed
         input=Raw(submission.input),
         input_blob=submission.input_blob,
         priority=submission.priority,
-        deadline_at_ms=now_ms + submission.timeout_ms if submission.timeout_ms else 0,
+        deadline_at_ms=max(now_ms, not_before) + submission.timeout_ms if submission.timeout_ms else 0,
+        not_before_ms=not_before,
         tenant=submission.tenant,
         retry=submission.retry,
         budget=submission.budget,

@@ -51,7 +51,8 @@ class Door:
         self.proposed[task_id] = (content, [] if ask is None else [ask])
         fact = commands.to_fact(submission, content, self._state.term, now_ms, packed)
         self.events.append(Event(task_id, fact))
-        self._placing.propose(task_id, fact)
+        if not fact.not_before_ms:
+            self._placing.propose(task_id, fact)
         return None
 
     def intake(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from swarmd.core.events import NULL, Failure
-from swarmd.core.state import Attempt, Member, Place, Task, TaskState
+from swarmd.core.state import Attempt, Member, Place, Task, TaskState, Wait
 
 
 class Queued(Struct):
@@ -19,9 +19,45 @@ class Queued(Struct):
 
 
 class Delayed(Struct):
-    """The task waits for its back-off."""
+    """The task waits for its back-off, or (`new`) for its time to begin."""
 
     task: Task
+    new: bool = False
+
+
+class Parked(Struct):
+    """A paused task no longer waits for a slot."""
+
+    task: Task
+
+
+class PauseWanted(Struct):
+    """A running task shall stop at its next step."""
+
+    task: Task
+
+
+class Instructed(Struct):
+    """A running task has an instruction at `place`."""
+
+    task: Task
+    place: Place
+
+
+class WaitOpened(Struct):
+    """A wait began, or got another end."""
+
+    task: Task
+    key: str
+    wait: Wait
+
+
+class WaitEnded(Struct):
+    """A wait of a running task is resolved by what stands at `place`."""
+
+    task: Task
+    key: str
+    place: Place
 
 
 class Started(Struct):
@@ -87,4 +123,20 @@ class NewTerm(Struct):
     boot: str
 
 
-Effect = Queued | Delayed | Started | Stopped | Ended | ChildEnded | Offered | Gone | Refusal | NewTerm
+Effect = (
+    Queued
+    | Delayed
+    | Parked
+    | PauseWanted
+    | Instructed
+    | WaitOpened
+    | WaitEnded
+    | Started
+    | Stopped
+    | Ended
+    | ChildEnded
+    | Offered
+    | Gone
+    | Refusal
+    | NewTerm
+)

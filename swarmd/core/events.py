@@ -41,6 +41,27 @@ class Fact(Struct, omit_defaults=True, kw_only=True):
     """Base of all facts."""
 
 
+class Question(Struct, omit_defaults=True):
+    """What a person is asked. `schema` is the JSON Schema of an answer; `digest` binds an approval to `arguments`.
+
+    When nobody answers in time the wait fails, ends with `default`, or goes to the next of `escalate_to`, each of
+    whom has `timeout_ms`.
+    """
+
+    prompt: str
+    schema: Raw = Raw(b"{}")
+    on_timeout: Literal["fail", "default", "reject", "escalate"] = "fail"
+    default: Raw = NULL
+    escalate_to: list[str] = field(default_factory=list)
+    timeout_ms: int = 0
+    tool: str = ""
+    arguments: Raw = NULL
+    digest: str = ""
+
+
+WaitKind = Literal["timer", "event", "message", "human"]
+
+
 # --- by the leader ---------------------------------------------------------------------------------
 
 
@@ -70,6 +91,7 @@ class Submitted(Fact):
     input_blob: str = ""
     priority: int = 0
     deadline_at_ms: int = 0
+    not_before_ms: int = 0
     tenant: str = ""
     retry: RetryPolicy = RetryPolicy()
     budget: Budget = Budget()
@@ -100,11 +122,11 @@ class Assigned(Fact):
 
 
 class Requeued(Fact):
-    """An attempt never reached its member, or its back-off is over: the task waits for a slot again."""
+    """An attempt never reached its member, its back-off is over, or its time has come: the task waits for a slot."""
 
     term: int
     epoch: int
-    reason: Literal["undelivered", "retry"]
+    reason: Literal["undelivered", "retry", "due"]
 
 
 class Cancelled(Fact):
@@ -139,11 +161,68 @@ class Settled(Fact):
     intake: int
 
 
+class Resolved(Fact):
+    """What a wait was for is here: an answer, or its time (`timed_out`). The first one that is accepted holds."""
+
+    term: int
+    key: str
+    value: Raw = NULL
+    by: str = ""
+    timed_out: bool = False
+
+
+class Escalated(Fact):
+    """Nobody answered in time: the question goes to `to`, who has until `until_ms`."""
+
+    term: int
+    key: str
+    level: int
+    to: str
+    until_ms: int = 0
+
+
+class Signalled(Fact):
+    """An event from outside, by name: every task that waits for it goes on, or only `task`."""
+
+    term: int
+    name: str
+    value: Raw = NULL
+    task: str = ""
+    by: str = ""
+
+
+class Told(Fact):
+    """An instruction to a task; its agent reads it at its next step."""
+
+    term: int
+    text: str
+    by: str = ""
+
+
+class Paused(Fact):
+    """The task goes no further than the step it is in, until it is resumed."""
+
+    term: int
+    reason: str = ""
+    by: str = ""
+
+
+class Unpaused(Fact):
+    """A paused task goes on."""
+
+    term: int
+    by: str = ""
+
+
 # --- by members ------------------------------------------------------------------------------------
 
 
 class MemberJoined(Fact):
-    """A member offers itself, or changes its offer; capacity 0 is a draining member."""
+    """A member offers itself, or changes its offer; capacity 0 is a draining member.
+
+    `versions` are those of each agent that the member can run, the one it gives to new tasks first; agents without
+    an entry have version "1".
+    """
 
     member: str
     kind: Literal["node", "swarm"]
@@ -151,6 +230,7 @@ class MemberJoined(Fact):
     capacity: int
     node: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, list[str]] = field(default_factory=dict)
 
 
 class MemberLeft(Fact):
@@ -185,11 +265,50 @@ class Spawned(Fact):
     labels: dict[str, str] = field(default_factory=dict)
 
 
-class Suspended(Fact):
-    """The attempt waits for children: its slot is free, its epoch is over."""
+class Awaited(Fact):
+    """A step whose result comes from elsewhere: a point in time, an event, a message, a person.
+
+    It ends at `until_ms` without one (0: never). `name` is the event's, the message's sender ("": any), or whoever
+    shall answer. `earlier` lets an event count that was signalled before.
+    """
 
     epoch: int
-    waits: list[str]
+    key: str
+    kind: WaitKind
+    until_ms: int = 0
+    name: str = ""
+    earlier: bool = False
+    question: Question | UnsetType = UNSET
+
+
+class Sent(Fact):
+    """A step that sends a message: to `task:ID`, `agent:NAME`, `member:ID` or `family`, as the fold finds them."""
+
+    epoch: int
+    key: str
+    to: str
+    body: Raw = NULL
+    body_blob: str = ""
+
+
+class Dropped(Fact):
+    """A step that cancels children."""
+
+    epoch: int
+    key: str
+    children: list[str]
+    reason: str = ""
+
+
+class Suspended(Fact):
+    """The attempt waits: its slot is free, its epoch is over.
+
+    Each of `waits` is a group of children and keys of waits. The task goes on when all of any one group are resolved,
+    at once if there is none.
+    """
+
+    epoch: int
+    waits: list[list[str]]
 
 
 class Returned(Fact):
@@ -237,7 +356,16 @@ FACTS: Final[dict[str, type[Fact]]] = {
     "swarmd.task.cancelled.v1": Cancelled,
     "swarmd.task.expired.v1": Expired,
     "swarmd.task.redriven.v1": Redriven,
+    "swarmd.task.resolved.v1": Resolved,
+    "swarmd.task.escalated.v1": Escalated,
+    "swarmd.task.told.v1": Told,
+    "swarmd.task.paused.v1": Paused,
+    "swarmd.task.unpaused.v1": Unpaused,
+    "swarmd.swarm.signalled.v1": Signalled,
     "swarmd.task.step.v1": Stepped,
+    "swarmd.task.awaited.v1": Awaited,
+    "swarmd.task.sent.v1": Sent,
+    "swarmd.task.dropped.v1": Dropped,
     "swarmd.task.spawned.v1": Spawned,
     "swarmd.task.suspended.v1": Suspended,
     "swarmd.task.returned.v1": Returned,
@@ -251,7 +379,19 @@ TYPES: Final[dict[type[Fact], str]] = {fact: name for name, fact in FACTS.items(
 
 MEMBER_ROLES: Final = frozenset({"worker", "delegate"})
 LEADER_ROLES: Final = frozenset({"orchestrator"})
-_MEMBER_FACTS: Final = (MemberJoined, MemberLeft, Stepped, Spawned, Suspended, Returned, Completed, Failed)
+_MEMBER_FACTS: Final = (
+    MemberJoined,
+    MemberLeft,
+    Stepped,
+    Spawned,
+    Awaited,
+    Sent,
+    Dropped,
+    Suspended,
+    Returned,
+    Completed,
+    Failed,
+)
 #: Which role may write which fact. The subject says the role, and the broker's permissions guarantee it.
 AUTHORITY: Final[dict[type[Fact], frozenset[str]]] = {
     fact: MEMBER_ROLES if fact in _MEMBER_FACTS else LEADER_ROLES for fact in TYPES

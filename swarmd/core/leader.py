@@ -8,6 +8,7 @@ as overlays, which end when their commit is folded or could not be stored.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from swarmd.core import effects as fx
@@ -20,27 +21,38 @@ from swarmd.core.events import (
     Cancelled,
     Configured,
     Elected,
+    Escalated,
     Event,
     Expired,
+    Fact,
     Failure,
     MemberLost,
+    Paused,
     Redriven,
     Refused,
     Requeued,
+    Resolved,
     Settled,
+    Signalled,
     Submitted,
+    Told,
+    Unpaused,
 )
 from swarmd.core.evolve import apply
 from swarmd.core.health import Links
 from swarmd.core.office import LeaderSettings, OwedOutcome, start_of
 from swarmd.core.outcomes import outcome_of
 from swarmd.core.placing import Placing
-from swarmd.core.state import Member, SwarmState, Tombstone, tombstone
+from swarmd.core.state import Member, SwarmState, Task, Tombstone, tombstone
 from swarmd.core.timers import Timers
-from swarmd.core.wire import ChildDone, Heartbeat, Outcome, Receipt, Stop, Submission
+from swarmd.core.wire import ChildDone, Heartbeat, Instruct, Item, Outcome, Pause, Receipt, Stop, Submission, WaitDone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+#: What is decided because somebody asked for it, and answered when it is folded.
+ASKED: Final = (Cancelled, Redriven, Resolved, Escalated, Signalled, Told, Paused, Unpaused)
 
 
 class Leader:
@@ -58,7 +70,7 @@ class Leader:
         self.links = Links(settings.lease_ms, settings.resend_ms)
         self._events: list[Event] = []
         self._waiters: dict[str, list[Ask]] = {}
-        self._asked: dict[str, list[Ask]] = {}
+        self._asked: dict[tuple[type[Fact], str], deque[Ask]] = {}
         self._read: set[int] = set()
         self._settled_at_ms = self._ticked_at_ms = 0
         self._new_office()
@@ -73,7 +85,8 @@ class Leader:
 
     def fold(self, commit: Commit | Garbage, now_ms: int) -> list[fx.Effect]:
         """Fold one commit and, while leading, act on what follows from it."""
-        effects = apply(self.state, commit)
+        refused: list[int] = []
+        effects = apply(self.state, commit, refused)
         for effect in effects:
             if isinstance(effect, fx.NewTerm):
                 self._new_term(effect, now_ms)
@@ -82,9 +95,9 @@ class Leader:
         for effect in effects:
             self._act(effect, now_ms)
         if commit.boot == self.boot and self._is_first_reading(commit.n):
-            for event in commit.events:
+            for index, event in enumerate(commit.events):
                 if isinstance(event, Event):
-                    self._settle_overlay(event, effects)
+                    self._settle_overlay(event, effects, index not in refused)
             self._take_answers()
         return effects
 
@@ -116,12 +129,33 @@ class Leader:
         self.links.send(effect.member, Stop(effect.task, effect.epoch))
 
     def _child_ended(self, effect: fx.ChildEnded, now_ms: int) -> None:
-        for attempt in effect.parent.attempts.values():
-            done = ChildDone(effect.parent.id, effect.child, effect.place)
-            self.links.send(self.state.members[attempt.member], done)
+        self._tell_attempts(effect.parent, ChildDone(effect.parent.id, effect.child, effect.place))
 
     def _delayed(self, effect: fx.Delayed, now_ms: int) -> None:
-        self.timers.back_off(effect.task, now_ms)
+        if effect.new:
+            self.timers.deadline(effect.task)
+            self.timers.begin(effect.task)
+        else:
+            self.timers.back_off(effect.task, now_ms)
+
+    def _parked(self, effect: fx.Parked, now_ms: int) -> None:
+        self.placing.ended(effect.task.id)
+
+    def _wait_opened(self, effect: fx.WaitOpened, now_ms: int) -> None:
+        self.timers.wait(effect.task, effect.key, effect.wait.until_ms)
+
+    def _tell_attempts(self, task: Task, item: Item) -> None:
+        for attempt in task.attempts.values():
+            self.links.send(self.state.members[attempt.member], item)
+
+    def _wait_ended(self, effect: fx.WaitEnded, now_ms: int) -> None:
+        self._tell_attempts(effect.task, WaitDone(effect.task.id, effect.key, effect.place))
+
+    def _instructed(self, effect: fx.Instructed, now_ms: int) -> None:
+        self._tell_attempts(effect.task, Instruct(effect.task.id, effect.place))
+
+    def _pause_wanted(self, effect: fx.PauseWanted, now_ms: int) -> None:
+        self._tell_attempts(effect.task, Pause(effect.task.id))
 
     def _offered(self, effect: fx.Offered, now_ms: int) -> None:
         self.links.offered(effect.member, now_ms)
@@ -136,15 +170,13 @@ class Leader:
             refused = Outcome(effect.subject, "cancelled", error=effect.failure, seq=self.state.seq)
             self.outcomes.setdefault((effect.reply, False), []).append(refused)
 
-    def _settle_overlay(self, event: Event, effects: list[fx.Effect]) -> None:
+    def _settle_overlay(self, event: Event, effects: list[fx.Effect], accepted: bool) -> None:
         """One of our own events is folded, accepted or not: what stood in for it goes."""
         fact = event.data
-        if isinstance(fact, Cancelled | Redriven):
-            done = (event.subject in self.state.tasks) == isinstance(fact, Redriven)
+        if isinstance(fact, ASKED):
             late = Failure("too_late", "the task has moved on: ask for its state")
-            receipt = Receipt(event.subject) if done else Receipt(error=late)
-            self.answers.extend((ask, receipt) for ask in self._asked.pop(event.subject, ()))
-        elif not isinstance(fact, Assigned | Submitted | Refused):
+            self._answer(event, Receipt(event.subject) if accepted else Receipt(error=late))
+        if not isinstance(fact, Assigned | Submitted | Refused):
             self._rearm(event)
         elif fact.term != self.state.term:
             return  # an earlier office of ours: its overlays went with it
@@ -167,6 +199,12 @@ class Leader:
         elif isinstance(fact, Requeued):
             if fact.reason == "retry" and task.state == "backoff" and task.epoch == fact.epoch:
                 self.timers.retry(task, self._ticked_at_ms)
+            elif fact.reason == "due" and task.state == "delayed":
+                self.timers.begin(task)
+        elif isinstance(fact, Resolved | Escalated):
+            wait = task.awaited.get(fact.key)
+            if wait is not None and wait.resolved is None:
+                self.timers.wait(task, fact.key, wait.until_ms)
         elif isinstance(fact, Expired):
             self.timers.deadline(task)
 
@@ -203,8 +241,8 @@ class Leader:
             self.answers.extend((ask, Receipt(error=again)) for ask in asks)
         for task_id, asks in self._waiters.items():
             self.answers.extend((ask, Outcome(task_id, "queued", error=again, final=False)) for ask in asks)
-        for asks in self._asked.values():
-            self.answers.extend((ask, Receipt(error=again)) for ask in asks)
+        for queue in self._asked.values():
+            self.answers.extend((ask, Receipt(error=again)) for ask in queue if ask is not None)
         self.answers.extend(self.door.answers)
         self._waiters, self._asked, self._events = {}, {}, []
         self.outcomes, self.owed = {}, []
@@ -232,6 +270,9 @@ class Leader:
                 self.placing.wait(task)
             elif task.state == "backoff":
                 self.timers.back_off(task, now_ms)
+            elif task.state == "delayed":
+                self.timers.begin(task)
+            self._owe_waits(task)
             if task.attempts:
                 for child, place in task.children.items():
                     if place is not None:
@@ -240,6 +281,19 @@ class Leader:
             buried = tombstone(state, untold.task)
             if buried is not None:
                 self.owed.append(OwedOutcome(untold.task, untold.reply, untold.packed, buried))
+
+    def _owe_waits(self, task: Task) -> None:
+        """Waits end in any office; what a running task may not have been told is told again."""
+        for key, wait in task.awaited.items():
+            if wait.resolved is None:
+                self.timers.wait(task, key, wait.until_ms)
+            elif task.attempts:
+                self._tell_attempts(task, WaitDone(task.id, key, wait.resolved))
+        if task.attempts:
+            for place in task.told:
+                self._tell_attempts(task, Instruct(task.id, place))
+            if task.paused:
+                self._tell_attempts(task, Pause(task.id))
 
     # --- commands ---
 
@@ -267,23 +321,37 @@ class Leader:
 
     def cancel(self, task_id: str, reason: str, ask: Ask = None) -> None:
         """Cancel a live task and its children; `ask` is answered when the fold has done it."""
-        self._require_live(task_id)
-        self._ask(task_id, ask)
-        self._events.append(Event(task_id, Cancelled(term=self.state.term, reason=reason[:500])))
+        self.require_live(task_id)
+        self.propose(Event(task_id, Cancelled(term=self.state.term, reason=reason[:500])), ask)
 
     def redrive(self, task_id: str, ask: Ask = None) -> None:
         """Give a dead task new attempts; `ask` is answered when the fold has done it."""
         self._require_office()
         if task_id not in self.state.dead:
             raise Rejected("not_dead", f"task {task_id} is not among the dead letters")
-        self._ask(task_id, ask)
-        self._events.append(Event(task_id, Redriven(term=self.state.term)))
+        self.propose(Event(task_id, Redriven(term=self.state.term)), ask)
 
-    def _ask(self, task_id: str, ask: Ask) -> None:
-        if ask is not None:
-            self._asked.setdefault(task_id, []).append(ask)
+    def propose(self, event: Event, ask: Ask = None) -> None:
+        """Have an event stored that somebody asked for; `ask` is answered with what the fold made of it.
 
-    def _require_live(self, task_id: str) -> None:
+        Raises `Rejected("not_leader")`.
+        """
+        self._require_office()
+        self._asked.setdefault((type(event.data), event.subject), deque()).append(ask)
+        self._events.append(event)
+
+    def _answer(self, event: Event, receipt: Receipt) -> None:
+        """Events of one kind and subject are folded in the order in which they were asked for."""
+        key = (type(event.data), event.subject)
+        asks = self._asked.get(key)
+        if asks:
+            ask = asks.popleft()
+            if ask is not None:
+                self.answers.append((ask, receipt))
+            if not asks:
+                del self._asked[key]
+
+    def require_live(self, task_id: str) -> None:
         self._require_office()
         if task_id not in self.state.tasks and task_id not in self.door.proposed:
             buried = tombstone(self.state, task_id)
@@ -367,6 +435,24 @@ class Leader:
             elif timer.kind == "retry" and task.state == "backoff" and task.epoch == timer.epoch:
                 fact = Requeued(term=self.state.term, epoch=timer.epoch, reason="retry")
                 self._events.append(Event(task.id, fact))
+            elif timer.kind == "due" and task.state == "delayed" and task.not_before_ms <= now_ms:
+                self._events.append(Event(task.id, Requeued(term=self.state.term, epoch=task.epoch, reason="due")))
+            elif timer.kind == "wait":
+                self._end_wait(task, timer.key, now_ms)
+
+    def _end_wait(self, task: Task, key: str, now_ms: int) -> None:
+        """A wait's time is over: the next one is asked, or it ends without a result."""
+        wait = task.awaited.get(key)
+        if wait is None or wait.resolved is not None or not 0 < wait.until_ms <= now_ms:
+            return
+        term = self.state.term
+        if wait.on_timeout == "escalate" and wait.level < len(wait.escalate_to):
+            until = now_ms + wait.timeout_ms if wait.timeout_ms else 0
+            to = wait.escalate_to[wait.level]
+            fact: Fact = Escalated(term=term, key=key, level=wait.level + 1, to=to, until_ms=until)
+        else:
+            fact = Resolved(term=term, key=key, by="time", timed_out=True)
+        self.propose(Event(task.id, fact))
 
     def _settle(self, now_ms: int) -> None:
         """Say in the log which outcomes were sent and how far the intake is folded, if that has moved."""
@@ -411,6 +497,8 @@ class Leader:
                 if error.code != "too_large" and not (isinstance(fact, Refused) and not fact.intake_seq):
                     self.door.again.append(event)
             else:
+                if isinstance(fact, ASKED):
+                    self._answer(event, Receipt(error=Failure(error.code, error.message)))
                 self._rearm(event)
         self._take_answers()
 
@@ -426,6 +514,11 @@ class Leader:
 _ACTS: Final[dict[type[fx.Effect], Callable[[Leader, Any, int], None]]] = {
     fx.Queued: Leader._queued,
     fx.Delayed: Leader._delayed,
+    fx.Parked: Leader._parked,
+    fx.PauseWanted: Leader._pause_wanted,
+    fx.Instructed: Leader._instructed,
+    fx.WaitOpened: Leader._wait_opened,
+    fx.WaitEnded: Leader._wait_ended,
     fx.Started: Leader._started,
     fx.Ended: Leader._ended,
     fx.Stopped: Leader._stopped,

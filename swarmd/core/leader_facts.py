@@ -26,15 +26,12 @@ from swarmd.core.ids import is_uuid7
 from swarmd.core.moves import Sink, end, queue, retire
 from swarmd.core.outcomes import EXPIRED, LOST_MEMBERS
 from swarmd.core.state import Attempt, Limits, SwarmState, Task, tombstone
+from swarmd.core.wait_facts import WAIT_TRANSITIONS, leads, reopen_waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from swarmd.core.codec import Commit
-
-
-def leads(state: SwarmState, commit: Commit, term: int) -> bool:
-    return term == state.term and commit.boot == state.leader_boot and commit.writer == state.leader_writer
 
 
 def _elected(state: SwarmState, commit: Commit, index: int, subject: str, fact: Elected, out: Sink) -> str:
@@ -92,7 +89,11 @@ def _submitted(state: SwarmState, commit: Commit, index: int, subject: str, fact
     )
     state.tasks[subject] = task
     state.counters.submitted += 1
-    out.append(fx.Queued(task, new=True))
+    if fact.not_before_ms:
+        task.state, task.not_before_ms = "delayed", fact.not_before_ms
+        out.append(fx.Delayed(task, new=True))
+    else:
+        out.append(fx.Queued(task, new=True))
     return ""
 
 
@@ -115,6 +116,9 @@ def _assigned(state: SwarmState, commit: Commit, index: int, subject: str, fact:
         return "unknown_member"
     if fact.epoch != task.epoch + 1:
         return "stale_epoch"
+    offered = member.runs(task.agent)
+    if task.version and task.version not in offered:
+        return "other_version"
     if task.state == "queued":
         journal, task.journal = task.journal, {}
     elif task.state == "assigned" and len(task.attempts) == 1:
@@ -124,6 +128,7 @@ def _assigned(state: SwarmState, commit: Commit, index: int, subject: str, fact:
         journal = dict(other.journal)
     else:
         return "not_queued"
+    task.version = task.version or offered[0]
     attempt = Attempt(fact.epoch, fact.member, journal)
     task.epoch = fact.epoch
     task.state = "assigned"
@@ -139,17 +144,17 @@ def _requeued(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     task = state.tasks.get(subject)
     if task is None:
         return "unknown_task"
-    if fact.reason == "retry":
-        if task.state != "backoff" or task.epoch != fact.epoch:
+    if fact.reason != "undelivered":
+        if task.state != ("backoff" if fact.reason == "retry" else "delayed") or task.epoch != fact.epoch:
             return "stale_epoch"
-        queue(task, out)
+        queue(state, task, out)
         return ""
     if fact.epoch not in task.attempts:
         return "stale_epoch"
     attempt = retire(state, task, fact.epoch)
     out.append(fx.Stopped(subject, fact.epoch, state.members[attempt.member]))
     if not task.attempts:
-        queue(task, out)
+        queue(state, task, out)
     return ""
 
 
@@ -180,7 +185,8 @@ def _redriven(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     state.older_tombstones.pop(subject, None)
     task.failures = task.losses = task.deadline_at_ms = 0
     state.tasks[subject] = task
-    queue(task, out)
+    reopen_waits(state, task, out)
+    queue(state, task, out)
     return ""
 
 
@@ -201,7 +207,7 @@ def _member_lost(state: SwarmState, commit: Commit, index: int, subject: str, fa
         if task.losses > state.limits.losses_max:
             end(state, fx.Ended(task, "dead", (commit.seq, index), failure=LOST_MEMBERS), out)
         else:
-            queue(task, out)
+            queue(state, task, out)
     out.append(fx.Gone(member))
     return ""
 
@@ -218,4 +224,5 @@ LEADER_TRANSITIONS: Final[dict[type[Fact], Callable[..., str]]] = {
     Expired: _end_by_leader,
     Redriven: _redriven,
     MemberLost: _member_lost,
+    **WAIT_TRANSITIONS,
 }

@@ -66,7 +66,14 @@ def _weight(item: Item) -> int:
     """About how many bytes an item takes in a batch."""
     if not isinstance(item, Start):
         return 300
-    return 600 + len(item.input) + 24 * len(item.journal) + 240 * len(item.children) + 80 * len(item.labels)
+    return (
+        600
+        + len(item.input)
+        + 24 * len(item.journal)
+        + 60 * len(item.resolved)
+        + 240 * len(item.children)
+        + 80 * len(item.labels)
+    )
 
 
 class Receiver:

@@ -8,19 +8,24 @@ from msgspec import Raw
 
 from swarmd.core import effects as fx
 from swarmd.core.events import (
+    Awaited,
     Completed,
+    Dropped,
     Fact,
     Failed,
+    Failure,
     MemberJoined,
     MemberLeft,
     Returned,
+    Sent,
     Spawned,
     Stepped,
     Suspended,
 )
 from swarmd.core.ids import child_id, node_member, swarm_member
-from swarmd.core.moves import Sink, end, queue, retire, spend
+from swarmd.core.moves import Sink, end, queue, retire, sleep, spend
 from swarmd.core.state import Attempt, Member, SwarmState, Task
+from swarmd.core.wait_facts import begin_wait, deliver, is_resolved
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +47,7 @@ def _member_joined(state: SwarmState, commit: Commit, index: int, subject: str, 
         state.members[fact.member] = member
     member.boot = commit.boot
     member.agents, member.capacity = fact.agents, max(0, fact.capacity)
-    member.node, member.labels = fact.node, fact.labels
+    member.node, member.labels, member.versions = fact.node, fact.labels, fact.versions
     out.append(fx.Offered(member, moved))
     return ""
 
@@ -85,6 +90,57 @@ def _stepped(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
     attempt.journal[fact.key] = (commit.seq, index)
     spend(state, task, max(0, fact.tokens))
     state.counters.steps += 1
+    return ""
+
+
+def _awaited(state: SwarmState, commit: Commit, index: int, subject: str, fact: Awaited, out: Sink) -> str:
+    found = reported(state, commit, subject, fact.epoch)
+    if isinstance(found, str):
+        return found
+    task, attempt = found
+    if fact.key in attempt.journal:
+        return "repeated_step"
+    known = task.awaited.get(fact.key)
+    place = known.place if known else (commit.seq, index)
+    attempt.journal[fact.key] = place
+    spend(state, task, 0)
+    state.counters.steps += 1
+    if known is None:
+        begin_wait(state, task, fact, place, out)
+    return ""
+
+
+def _sent(state: SwarmState, commit: Commit, index: int, subject: str, fact: Sent, out: Sink) -> str:
+    found = reported(state, commit, subject, fact.epoch)
+    if isinstance(found, str):
+        return found
+    task, attempt = found
+    if fact.key in attempt.journal:
+        return "repeated_step"
+    attempt.journal[fact.key] = (commit.seq, index)
+    spend(state, task, 0)
+    state.counters.steps += 1
+    if fact.key not in task.sent:
+        task.sent[fact.key] = None
+        deliver(state, task, fact.to, (commit.seq, index), out)
+    return ""
+
+
+def _dropped(state: SwarmState, commit: Commit, index: int, subject: str, fact: Dropped, out: Sink) -> str:
+    found = reported(state, commit, subject, fact.epoch)
+    if isinstance(found, str):
+        return found
+    parent, attempt = found
+    if fact.key in attempt.journal:
+        return "repeated_step"
+    attempt.journal[fact.key] = (commit.seq, index)
+    spend(state, parent, 0)
+    state.counters.steps += 1
+    why = Failure("cancelled", fact.reason or "its parent no longer needs it")
+    for name in fact.children:
+        child = state.tasks.get(name)
+        if child is not None and name in parent.children:
+            end(state, fx.Ended(child, "cancelled", (commit.seq, index), failure=why), out)
     return ""
 
 
@@ -131,16 +187,16 @@ def _suspended(state: SwarmState, commit: Commit, index: int, subject: str, fact
     if isinstance(found, str):
         return found
     task, _ = found
-    if any(child not in task.children for child in fact.waits):
+    if any(name not in task.children and name not in task.awaited for group in fact.waits for name in group):
         return "unknown_wait"
     retire(state, task, fact.epoch)
     if task.attempts:
         return ""
-    task.waits = [child for child in dict.fromkeys(fact.waits) if task.children[child] is None]
-    if task.waits:
-        task.state = "suspended"
+    groups = [{name: None for name in group if not is_resolved(task, name)} for group in fact.waits]
+    if groups and all(groups):
+        sleep(state, task, groups)
     else:
-        queue(task, out)
+        queue(state, task, out)
     return ""
 
 
@@ -151,7 +207,7 @@ def _returned(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     task, _ = found
     retire(state, task, fact.epoch)
     if not task.attempts:
-        queue(task, out)
+        queue(state, task, out)
     return ""
 
 
@@ -196,6 +252,9 @@ MEMBER_TRANSITIONS: Final[dict[type[Fact], Callable[..., str]]] = {
     MemberJoined: _member_joined,
     MemberLeft: _member_left,
     Stepped: _stepped,
+    Awaited: _awaited,
+    Sent: _sent,
+    Dropped: _dropped,
     Spawned: _spawned,
     Suspended: _suspended,
     Returned: _returned,

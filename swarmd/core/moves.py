@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from swarmd.core import effects as fx
 from swarmd.core.ids import is_uuid7
 from swarmd.core.outcomes import PARENT_ENDED
-from swarmd.core.state import Attempt, Place, SwarmState, Task, TaskState, Tombstone, Untold
+from swarmd.core.state import Attempt, Place, SwarmState, Task, TaskState, Tombstone, Untold, Wait
 
 Sink = list[fx.Effect]
+#: Closed questions that are remembered, for those who answer late.
+CLOSED_MAX: Final = 10_000
 
 
-def queue(task: Task, out: Sink) -> None:
-    task.state = "queued"
+def queue(state: SwarmState, task: Task, out: Sink) -> None:
+    """The task waits for a slot; a paused one waits to be resumed."""
+    state.asleep.pop(task.id, None)
     task.waits = []
+    if task.paused:
+        task.state = "paused"
+        return
+    task.state = "queued"
     out.append(fx.Queued(task))
+
+
+def sleep(state: SwarmState, task: Task, groups: list[dict[str, None]]) -> None:
+    """The task waits for all of any one of these groups, none of which is empty."""
+    task.state, task.waits = "suspended", groups
+    state.asleep[task.id] = None
+
+
+def wake(state: SwarmState, task: Task, name: str, out: Sink) -> None:
+    """A child or wait that a suspended task may wait for is resolved."""
+    for group in task.waits:
+        if name in group:
+            del group[name]
+            if not group:
+                queue(state, task, out)
+                return
 
 
 def retire(state: SwarmState, task: Task, epoch: int) -> Attempt:
@@ -64,6 +89,10 @@ def _close(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> 
     task, place = ended.task, ended.place
     del state.tasks[task.id]
     task.state = ended.state
+    state.asleep.pop(task.id, None)
+    if task.awaited:
+        forget_waits(state, task, place)
+    task.mailbox = []
     for epoch, attempt in task.attempts.items():
         member = state.members.get(attempt.member)
         if member is None:
@@ -78,6 +107,31 @@ def _close(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> 
     if task.reply:
         state.untold.append(Untold(task.id, task.reply, task.packed, place[0]))
     out.append(ended)
+
+
+def forget_waits(state: SwarmState, task: Task, place: Place) -> None:
+    """Nobody need answer or signal any more what an ended task waited for."""
+    for key, wait in task.awaited.items():
+        if wait.resolved is None:
+            close_wait(state, task, key, wait, place)
+
+
+def close_wait(state: SwarmState, task: Task, key: str, wait: Wait, place: Place) -> None:
+    """Take a wait out of the indexes that find it; `place` says why to whoever comes late."""
+    if wait.kind == "human":
+        state.questions.pop(wait.question, None)
+        state.closed[wait.question] = place
+        if len(state.closed) > CLOSED_MAX:
+            del state.closed[next(iter(state.closed))]
+    elif wait.kind == "event":
+        waiting = state.listeners.get(wait.name, {})
+        keys = waiting.get(task.id, [])
+        if key in keys:
+            keys.remove(key)
+            if not keys:
+                del waiting[task.id]
+            if not waiting:
+                del state.listeners[wait.name]
 
 
 def _bury(state: SwarmState, task: Task, verdict: TaskState, place: Place) -> None:
@@ -111,7 +165,5 @@ def _resolve(state: SwarmState, task: Task, place: Place, out: Sink) -> None:
     parent.children[task.id] = place
     if parent.attempts:
         out.append(fx.ChildEnded(parent, task.id, place))
-    elif parent.state == "suspended" and task.id in parent.waits:
-        parent.waits.remove(task.id)
-        if not parent.waits:
-            queue(parent, out)
+    elif parent.state == "suspended":
+        wake(state, parent, task.id, out)

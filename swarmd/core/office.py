@@ -52,6 +52,9 @@ def start_of(state: SwarmState, task: Task, attempt: Attempt) -> Start:
         task.tenant,
         task.priority,
         task.labels,
+        {key: wait.resolved for key, wait in task.awaited.items() if wait.resolved is not None},
+        task.told,
+        task.version,
     )
 
 

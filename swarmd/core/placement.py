@@ -17,23 +17,27 @@ if TYPE_CHECKING:
     from swarmd.core.events import Submitted
     from swarmd.core.state import Member, Task
 
-LaneKey = tuple[str, tuple[tuple[str, str], ...]]
+LaneKey = tuple[str, tuple[tuple[str, str], ...], str]
 _Entry = tuple[int, int, int, str]
 _AFTER_ALL: Final = 1 << 62  #: later than any sequence
 
 
 class Lane:
-    """The waiting tasks of one agent and one set of required labels."""
+    """The waiting tasks of one agent, one set of required labels and one version ("": not begun, any)."""
 
     def __init__(self, key: LaneKey) -> None:
-        self.agent, self.requires = key
+        self.agent, self.requires, self.version = key
         self.heap: list[_Entry] = []
 
     def suits(self, member: Member) -> bool:
-        """Whether `member` offers this lane's agent and carries its labels."""
-        if self.agent not in member.agents:
+        """Whether `member` offers this lane's agent in its version and carries its labels."""
+        if self.agent not in member.agents or (self.version and self.version not in member.runs(self.agent)):
             return False
         return all(member.labels.get(name) == value for name, value in self.requires)
+
+
+def _lane_key(agent: str, requires: Mapping[str, str], version: str = "") -> LaneKey:
+    return (agent, tuple(sorted(requires.items())) if requires else (), version)
 
 
 class Queue:
@@ -49,18 +53,19 @@ class Queue:
 
     def push(self, task: Task) -> None:
         """A queued task waits for a slot."""
-        self._push(task.id, task.agent, task.requires, (-task.priority, *task.submitted, task.id))
+        key = _lane_key(task.agent, task.requires, task.version)
+        self._push(task.id, key, (-task.priority, *task.submitted, task.id))
 
     def push_proposed(self, task_id: str, fact: Submitted) -> None:
         """A submission that is not folded yet waits too, behind all folded ones of its priority."""
         self._count += 1
-        self._push(task_id, fact.agent, fact.requires, (-fact.priority, _AFTER_ALL, self._count, task_id))
+        key = _lane_key(fact.agent, fact.requires)
+        self._push(task_id, key, (-fact.priority, _AFTER_ALL, self._count, task_id))
 
-    def _push(self, task_id: str, agent: str, requires: Mapping[str, str], entry: _Entry) -> None:
+    def _push(self, task_id: str, key: LaneKey, entry: _Entry) -> None:
         known = self._waiting.get(task_id)
         if known is not None and known[1][1] != _AFTER_ALL:
             return
-        key = (agent, tuple(sorted(requires.items())) if requires else ())
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(key)
@@ -74,7 +79,7 @@ class Queue:
     def waiting(self) -> dict[str, int]:
         """How many tasks wait for each agent."""
         counts: dict[str, int] = {}
-        for (agent, _), _entry in self._waiting.values():
+        for (agent, _, _), _entry in self._waiting.values():
             counts[agent] = counts.get(agent, 0) + 1
         return counts
 

@@ -10,13 +10,26 @@ from typing import Final, Literal
 
 from msgspec import Raw, Struct, field
 
-from swarmd.core.events import Budget, RetryPolicy
+from swarmd.core.events import Budget, RetryPolicy, WaitKind
 
 #: Raised whenever `evolve` gives the same log another meaning: older snapshots are then not used.
-FOLD_VERSION: Final = 1
+FOLD_VERSION: Final = 2
 
-TaskState = Literal["queued", "assigned", "suspended", "backoff", "completed", "dead", "cancelled", "expired"]
+TaskState = Literal[
+    "queued",
+    "assigned",
+    "suspended",
+    "paused",
+    "delayed",
+    "backoff",
+    "completed",
+    "dead",
+    "cancelled",
+    "expired",
+]
 TERMINAL: Final = frozenset({"completed", "dead", "cancelled", "expired"})
+#: What a member runs of an agent of which it states no version.
+FIRST_VERSION: Final = ["1"]
 Place = tuple[int, int]  #: (sequence of the commit, index of the event in it)
 
 
@@ -37,8 +50,37 @@ class Attempt(Struct):
     journal: dict[str, Place]
 
 
+class Wait(Struct):
+    """A wait of a task, at `place` in the log: open until it is `resolved` there.
+
+    `name` is an event's, a sender's, or of whoever shall answer; `question` is the id by which a person answers.
+    """
+
+    kind: WaitKind
+    place: Place
+    until_ms: int = 0
+    name: str = ""
+    question: str = ""
+    on_timeout: str = ""
+    escalate_to: list[str] = field(default_factory=list)
+    timeout_ms: int = 0
+    level: int = 0
+    resolved: Place | None = None
+
+
+class Mail(Struct, frozen=True):
+    """A message that nobody has received yet."""
+
+    place: Place
+    sender: str
+
+
 class Task(Struct):
-    """A live task. `attempts` holds the live epochs: none while it waits, two when hedged."""
+    """A live task. `attempts` holds the live epochs: none while it waits, two when hedged.
+
+    `waits` are the groups that a suspended task waits for, each with what is still unresolved of it. `awaited` are
+    all its waits by step key, `told` the places of its instructions.
+    """
 
     id: str
     agent: str
@@ -66,7 +108,14 @@ class Task(Struct):
     attempts: dict[int, Attempt] = field(default_factory=dict)
     journal: dict[str, Place] = field(default_factory=dict)
     children: dict[str, Place | None] = field(default_factory=dict)
-    waits: list[str] = field(default_factory=list)
+    waits: list[dict[str, None]] = field(default_factory=list)
+    awaited: dict[str, Wait] = field(default_factory=dict)
+    mailbox: list[Mail] = field(default_factory=list)
+    sent: dict[str, None] = field(default_factory=dict)
+    told: list[Place] = field(default_factory=list)
+    paused: bool = False
+    not_before_ms: int = 0
+    version: str = ""
 
 
 class Tombstone(Struct, frozen=True):
@@ -90,6 +139,11 @@ class Member(Struct):
     node: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     running: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, list[str]] = field(default_factory=dict)
+
+    def runs(self, agent: str) -> list[str]:
+        """The versions of `agent` that this member can run, the one for new tasks first."""
+        return self.versions.get(agent, FIRST_VERSION)
 
 
 class WriterWindow(Struct):
@@ -125,7 +179,11 @@ class Counters(Struct):
 
 
 class SwarmState(Struct):
-    """Everything the log of one swarm says, up to and including sequence `seq`."""
+    """Everything the log of one swarm says, up to and including sequence `seq`.
+
+    `asleep` are the suspended tasks. `questions` are the open ones, id → task and key; `closed` says of late ones where
+    they were closed. `listeners` are open waits for events, name → task → keys; `signals` the last event of each name.
+    """
 
     swarm: str
     seq: int = 0
@@ -145,6 +203,11 @@ class SwarmState(Struct):
     writers: dict[str, WriterWindow] = field(default_factory=dict)
     untold: list[Untold] = field(default_factory=list)
     intake_seq: int = 0
+    asleep: dict[str, None] = field(default_factory=dict)
+    questions: dict[str, tuple[str, str]] = field(default_factory=dict)
+    closed: dict[str, Place] = field(default_factory=dict)
+    listeners: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    signals: dict[str, Place] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
 
 

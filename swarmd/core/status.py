@@ -77,9 +77,25 @@ def task_status(leader: Leader, task_id: str) -> TaskStatus:
     )
 
 
+def _sleeping(task: Task) -> str:
+    """What a suspended task waits for, the first few of it."""
+    names = [name for group in task.waits for name in group]
+    waits = [(name, task.awaited[name]) for name in names if name in task.awaited]
+    words = {"timer": "a time", "event": "event", "message": "a message", "human": "an answer"}
+    said = [f"{words[wait.kind]} {wait.question or wait.name}".rstrip() for _, wait in waits[:5]]
+    children = [name for name in names if name not in task.awaited]
+    if children:
+        said.append(f"its children {', '.join(children[:5])}")
+    return "; ".join(said)
+
+
 def _waiting_for(leader: Leader, task: Task) -> str:
     if task.state == "suspended":
-        return f"its children {', '.join(task.waits[:5])}"
+        return _sleeping(task)
+    if task.state == "paused":
+        return "being resumed: it is paused"
+    if task.state == "delayed":
+        return f"its time, {task.not_before_ms} ms since 1970"
     if task.state == "backoff":
         return f"its back-off after failure {task.failures}"
     if task.state != "queued":
@@ -91,4 +107,6 @@ def _waiting_for(leader: Leader, task: Task) -> str:
     suited = [m for m in offering if all(m.labels.get(name) == value for name, value in wanted)]
     if not suited:
         return f"a member of agent {task.agent!r} with labels {task.requires}: none has them"
+    if task.version and not any(task.version in m.runs(task.agent) for m in suited):
+        return f"a member with version {task.version} of agent {task.agent!r}, which it began with: none offers it"
     return f"a free slot among {len(suited)} members"

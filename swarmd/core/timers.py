@@ -12,15 +12,16 @@ if TYPE_CHECKING:
 
     from swarmd.core.state import Task
 
-Kind = Literal["deadline", "retry"]
+Kind = Literal["deadline", "retry", "due", "wait"]
 
 
 class Timer(Struct, frozen=True):
-    """Something that is due for a task; `epoch` is the attempt that a retry follows."""
+    """Something that is due for a task; `epoch` is the attempt that a retry follows, `key` names a wait."""
 
     kind: Kind
     task: str
     epoch: int = 0
+    key: str = ""
 
 
 class Timers:
@@ -40,6 +41,15 @@ class Timers:
         policy = task.retry
         delay = min(policy.backoff_ms << min(max(task.failures - 1, 0), 20), policy.backoff_ms_max)
         self.retry(task, now_ms + max(delay, task.retry_after_ms))
+
+    def begin(self, task: Task) -> None:
+        """When a delayed task may begin."""
+        self._add(task.not_before_ms, Timer("due", task.id))
+
+    def wait(self, task: Task, key: str, until_ms: int) -> None:
+        """The end of a wait, if it has one."""
+        if until_ms:
+            self._add(until_ms, Timer("wait", task.id, key=key))
 
     def retry(self, task: Task, at_ms: int) -> None:
         """Another attempt at `at_ms`."""

@@ -6,7 +6,7 @@ message, and ignored where swarmd's own processes of different versions talk to 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
@@ -17,13 +17,17 @@ from swarmd.core.state import Place, TaskState
 
 
 class Submission(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """A wish for a task, as any client writes it. Only `agent` is required."""
+    """A wish for a task, as any client writes it. Only `agent` is required.
+
+    It begins at `not_before_ms` (milliseconds since 1970, 0: at once) and has `timeout_ms` from then on.
+    """
 
     agent: str
     input: Raw = NULL
     id: str = ""
     priority: int = 0
     timeout_ms: int = 0
+    not_before_ms: int = 0
     tenant: str = ""
     retry: RetryPolicy = RetryPolicy()
     budget: Budget = Budget()
@@ -39,6 +43,69 @@ class TaskQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
     task: str
     timeout_ms: int = 0
     reason: str = ""
+
+
+class InboxQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Which open questions to list: all, one, those of a task, or those for somebody."""
+
+    id: str = ""
+    task: str = ""
+    to: str = ""
+    limit: int = 100
+
+
+class InboxItem(Struct, omit_defaults=True):
+    """A question to a person. `schema` is the JSON Schema of its answer, `until_ms` when it is too late (0: never)."""
+
+    id: str
+    task: str
+    agent: str
+    kind: Literal["question", "approval"]
+    prompt: str
+    schema: Raw
+    asked_at: str
+    to: str = ""
+    until_ms: int = 0
+    on_timeout: str = "fail"
+    default: Raw | UnsetType = UNSET
+    tool: str = ""
+    arguments: Raw | UnsetType = UNSET
+    digest: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+class Inbox(Struct, omit_defaults=True):
+    """Open questions, oldest first, as of log sequence `seq`; `total` counts those that match."""
+
+    requests: list[InboxItem]
+    seq: int
+    total: int = 0
+
+
+class Answered(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Somebody's answer to the question `id`."""
+
+    id: str
+    value: Raw = NULL
+    by: str = ""
+
+
+class Signal(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """An event by name, for every task that waits for it or for one."""
+
+    name: str
+    value: Raw = NULL
+    task: str = ""
+    by: str = ""
+
+
+class Instruction(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Something to tell a running task, or why it is paused."""
+
+    task: str
+    text: str = ""
+    reason: str = ""
+    by: str = ""
 
 
 class Receipt(Struct, omit_defaults=True):
@@ -108,7 +175,10 @@ class SwarmStatus(Struct, omit_defaults=True):
 
 
 class Start(Struct, omit_defaults=True, tag_field="op", tag="start"):
-    """Run this attempt. `journal` and `children` are places in the log: read them before resuming."""
+    """Run this attempt. `journal`, `children`, `resolved` waits and what it was `told` are places in the log.
+
+    Read them before resuming.
+    """
 
     task: str
     epoch: int
@@ -124,6 +194,9 @@ class Start(Struct, omit_defaults=True, tag_field="op", tag="start"):
     tenant: str = ""
     priority: int = 0
     labels: dict[str, str] = field(default_factory=dict)
+    resolved: dict[str, Place] = field(default_factory=dict)
+    told: list[Place] = field(default_factory=list)
+    version: str = "1"
 
 
 class Stop(Struct, tag_field="op", tag="stop"):
@@ -141,6 +214,27 @@ class ChildDone(Struct, tag_field="op", tag="child_done"):
     place: Place
 
 
+class WaitDone(Struct, tag_field="op", tag="wait_done"):
+    """A wait of this running attempt is resolved by what stands at `place`."""
+
+    task: str
+    key: str
+    place: Place
+
+
+class Instruct(Struct, tag_field="op", tag="instruct"):
+    """This running attempt has an instruction at `place`."""
+
+    task: str
+    place: Place
+
+
+class Pause(Struct, tag_field="op", tag="pause"):
+    """This attempt shall be suspended at its next step."""
+
+    task: str
+
+
 class Report(Struct, tag_field="op", tag="report"):
     """List every running attempt in a heartbeat, now."""
 
@@ -149,7 +243,7 @@ class Rejoin(Struct, tag_field="op", tag="rejoin"):
     """The log does not know your members: join again."""
 
 
-Item = Start | Stop | ChildDone | Report | Rejoin
+Item = Start | Stop | ChildDone | WaitDone | Instruct | Pause | Report | Rejoin
 
 
 class Dispatch(Struct):

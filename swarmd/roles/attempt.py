@@ -408,7 +408,7 @@ class Context:
     @property
     def suspended(self) -> Suspended | None:
         """The event that frees this attempt's slot, once that is decided; what its agent does then is void."""
-        return Suspended(epoch=self.epoch, waits=list(self._waits)) if self._waits else None
+        return Suspended(epoch=self.epoch, waits=[list(self._waits)]) if self._waits else None
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -190,7 +190,7 @@ async def test_an_agent_that_gathers_within_a_task_group_suspends(ports: Attempt
         async with asyncio.TaskGroup() as group:
             group.create_task(ctx.gather(Child("t~1")))
 
-    assert await outcome(ports, run, children={"t~1": None}) == Suspended(epoch=1, waits=["t~1"])
+    assert await outcome(ports, run, children={"t~1": None}) == Suspended(epoch=1, waits=[["t~1"]])
 
 
 async def laps(count: int = 100) -> int:
@@ -218,7 +218,7 @@ async def test_a_step_beside_a_gather_is_recorded_before_the_suspension(ports: A
     async def run(ctx: Context, wanted: Any) -> Any:
         await asyncio.gather(ctx.gather(Child("t~1")), ctx.step("paid", laps))
 
-    assert await outcome(ports, run, children={"t~1": None}) == Suspended(epoch=1, waits=["t~1"])
+    assert await outcome(ports, run, children={"t~1": None}) == Suspended(epoch=1, waits=[["t~1"]])
     assert [type(fact) for fact in await recorded(ports)] == [Stepped]
 
 
@@ -262,7 +262,7 @@ async def test_nothing_that_an_agent_does_after_its_suspension_counts(ports: Att
         assert caught.value.code == "attempt_over"
         return await ctx.step("late", laps)
 
-    assert await outcome(ports, run, children={"t~1": None}) == Suspended(epoch=1, waits=["t~1"])
+    assert await outcome(ports, run, children={"t~1": None}) == Suspended(epoch=1, waits=[["t~1"]])
     assert await recorded(ports) == []
 
 

@@ -21,6 +21,7 @@ from swarmd.core.events import (
     Failure,
     MemberLeft,
     MemberLost,
+    Question,
     Redriven,
     Refused,
     Requeued,
@@ -59,6 +60,9 @@ FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     Budget: st.builds(Budget, tokens=numbers, steps=numbers),
     dict[str, str]: st.dictionaries(texts, texts, max_size=2),
     list[str]: st.lists(texts, max_size=3),
+    list[list[str]]: st.lists(st.lists(texts, max_size=3), max_size=3),
+    dict[str, list[str]]: st.dictionaries(texts, st.lists(texts, max_size=2), max_size=2),
+    Question: st.builds(Question, prompt=texts, schema=raws(), default=raws(), timeout_ms=numbers),
 }
 
 
@@ -66,8 +70,9 @@ def field_values(kind: Any) -> st.SearchStrategy[Any]:
     if kind in FIELDS:
         return FIELDS[kind]
     options = get_args(kind)
-    if Failure in options:
-        return failures | st.just(UNSET)
+    for optional in (Failure, Question):
+        if optional in options:
+            return FIELDS[optional] | st.just(UNSET)
     return st.sampled_from(options)
 
 
@@ -119,7 +124,7 @@ def leader_events() -> st.SearchStrategy[tuple[str, Fact]]:
 
 def member_events() -> st.SearchStrategy[tuple[str, Fact]]:
     keys = st.sampled_from(["a", "b"])
-    waits = st.lists(st.sampled_from(["t~1", "t~2"]), max_size=2)
+    waits = st.lists(st.lists(st.sampled_from(["t~1", "t~2"]), max_size=2), max_size=2)
     return st.one_of(
         members.map(lambda member: (member, offer(member))),
         members.map(lambda member: (member, MemberLeft(member=member))),

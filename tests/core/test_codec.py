@@ -179,7 +179,7 @@ def test_a_snapshot_is_refused_when_damaged_or_of_another_fold() -> None:
         b"{",
         sound[:-9],
         sound.replace(b'"t"', b'"u"'),
-        sound.replace(b'"fold_version":1', b'"fold_version":0'),
+        sound.replace(b'"fold_version":2', b'"fold_version":0'),
     ]
     for payload in [*damaged, b'{"fold_version":"\xff"}', b"[" * 100_000]:
         with pytest.raises(Rejected) as refusal:

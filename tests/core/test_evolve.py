@@ -167,7 +167,7 @@ def test_a_child_takes_everything_but_its_input_from_the_folded_parent() -> None
 def test_the_last_child_wakes_a_suspended_parent() -> None:
     history = History().running()
     history.work("t", spawn(1), spawn(2))
-    history.work("t", Suspended(epoch=1, waits=["t~1", "t~2"]))
+    history.work("t", Suspended(epoch=1, waits=[["t~1", "t~2"]]))
     assert history.state.members[NODE].running == {}
     for name in ("t~1", "t~2"):
         assert history.state.tasks["t"].state == "suspended"
@@ -180,7 +180,7 @@ def test_the_last_child_wakes_a_suspended_parent() -> None:
 def test_a_child_named_twice_is_waited_for_once() -> None:
     history = History().running()
     history.work("t", spawn(1))
-    history.work("t", Suspended(epoch=1, waits=["t~1", "t~1"]))
+    history.work("t", Suspended(epoch=1, waits=[["t~1", "t~1"]]))
     history.assigned("t~1")
     history.work("t~1", Completed(epoch=1))
     assert history.state.tasks["t"].state == "queued"
@@ -199,7 +199,7 @@ def test_descendants_end_with_their_ancestor_however_deep() -> None:
     name = "r"
     for _ in range(60):
         history.work(name, spawn(1))
-        history.work(name, Suspended(epoch=1, waits=[f"{name}~1"]))
+        history.work(name, Suspended(epoch=1, waits=[[f"{name}~1"]]))
         name = f"{name}~1"
         history.assigned(name)
     effects = history.lead("r", Cancelled(term=1))
@@ -214,7 +214,7 @@ def test_a_redriven_parent_does_not_wait_for_children_that_ended_with_it() -> No
     history.work("t", Failed(epoch=1, failure=WHY))
     history.lead("t", Redriven(term=1))
     history.assigned(epoch=2)
-    history.work("t", Suspended(epoch=2, waits=["t~1"]))
+    history.work("t", Suspended(epoch=2, waits=[["t~1"]]))
     assert history.state.tasks["t"].state == "queued"
 
 
@@ -383,7 +383,7 @@ def test_nobody_joins_in_anothers_name(member: str) -> None:
 
 def test_a_wait_for_a_stranger_is_refused() -> None:
     history = History().running()
-    assert_nothing_changed(history, lambda: history.work("t", Suspended(epoch=1, waits=["x"])), "unknown_wait")
+    assert_nothing_changed(history, lambda: history.work("t", Suspended(epoch=1, waits=[["x"]])), "unknown_wait")
 
 
 def test_a_task_waiting_for_its_back_off_cannot_be_assigned() -> None:

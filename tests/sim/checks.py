@@ -15,6 +15,7 @@ from swarmd.core.codec import Codec, Commit, Garbage, Record
 from swarmd.core.events import Completed, Event, Failed, Redriven, Spawned, Stepped
 from swarmd.core.evolve import apply
 from swarmd.core.state import TERMINAL, Place, SwarmState
+from swarmd.core.wait_facts import is_resolved
 
 if TYPE_CHECKING:
     from swarmd.core.leader import Leader
@@ -180,8 +181,10 @@ class Oracle:
                     raise Violation(f"{task.id}/{epoch} is not among what {attempt.member} runs")
             if (task.state == "suspended") != bool(task.waits):
                 raise Violation(f"{task.id} is {task.state} and waits for {task.waits}")
-            if any(task.children[child] is not None for child in task.waits):
-                raise Violation(f"{task.id} waits for a child that has its verdict")
+            if any(is_resolved(task, name) for group in task.waits for name in group):
+                raise Violation(f"{task.id} waits for what is resolved")
+            if (task.state == "suspended") != (task.id in state.asleep):
+                raise Violation(f"{task.id} is {task.state}, and asleep: {task.id in state.asleep}")
 
     def check_replay(self, records: list[Record], cut: int) -> None:
         """The log from its start, and a snapshot at `cut` plus the tail, must both give this state."""

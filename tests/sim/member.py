@@ -94,7 +94,7 @@ class Run:
         open_children = [name for name in names if self.children.get(name) is None]
         if open_children:
             if not script.hot:
-                self._report(Suspended(epoch=self.start.epoch, waits=open_children))
+                self._report(Suspended(epoch=self.start.epoch, waits=[open_children]))
             return
         if script.children and "tail" not in self.done:
             self._execute("tail")

@@ -363,7 +363,7 @@ def test_suspended_with_an_already_resolved_wait_goes_straight_to_the_queue() ->
     stage.member("w", ("t", Spawned(epoch=1, key="s", n=1, agent="a")))
     stage.decide(leader)
     stage.member("w", ("t~1", Completed(epoch=1)))
-    stage.member("w", ("t", Suspended(epoch=1, waits=["t~1"])))
+    stage.member("w", ("t", Suspended(epoch=1, waits=[["t~1"]])))
     assert leader.state.tasks["t"].state == "queued"
     stage.decide(leader)
     assert leader.state.tasks["t"].epoch == 2
