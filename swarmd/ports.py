@@ -6,7 +6,7 @@ Every await here is bounded by its implementation: it returns or raises `Rejecte
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from msgspec import Struct, field
 
@@ -28,15 +28,59 @@ class Model(Protocol):
     async def close(self) -> None: ...
 
 
+SideEffects = Literal["none", "idempotent", "at_most_once"]
+"""What calling a tool twice does. `none`: it only looks. `idempotent`: it acts, and two calls with the same key act as
+one. `at_most_once`: a second call would act again, so a call whose outcome is unknown is never repeated."""
+
+
+class ToolPolicy(Struct, frozen=True):
+    """How a tool is called, beyond its own limits; what an operator declares goes before what its author did.
+
+    With `approval` somebody must approve each call (`approver`: who is asked, "" anybody; within `timeout_s`, None for
+    ever; then `on_timeout`, which never approves; `escalate_to` are asked in turn). `retries` follow a `Fault` only,
+    `backoff_ms` apart and doubling. `concurrency` is the number of calls at once in one process.
+    """
+
+    approval: bool = False
+    approver: str = ""
+    timeout_s: float | None = None
+    on_timeout: Literal["fail", "reject", "escalate"] = "fail"
+    escalate_to: tuple[str, ...] = ()
+    retries: int = 0
+    backoff_ms: int = 500
+    concurrency: int = 16
+
+
+class ToolOutput(Struct):
+    """Text that a tool has cut itself, because handing it over whole would cost too much."""
+
+    text: str
+    cut_bytes: int = 0
+
+
 class Tool(Protocol):
-    """A function that a model may call. `timeout_ms` and `output_bytes_max` are enforced by the caller."""
+    """A function that a model may call. Its limits and `policy` are enforced by the caller (`roles/tool_calls`)."""
 
-    spec: ToolSpec
-    timeout_ms: int
-    output_bytes_max: int
+    @property
+    def spec(self) -> ToolSpec: ...
 
-    async def call(self, arguments: dict[str, Any]) -> str:
-        """Return text for the model. Raises `Rejected` for bad arguments, `Fault` for a failing world."""
+    @property
+    def timeout_ms(self) -> int: ...
+
+    @property
+    def output_bytes_max(self) -> int: ...
+
+    @property
+    def side_effects(self) -> SideEffects: ...
+
+    @property
+    def policy(self) -> ToolPolicy: ...
+
+    async def call(self, arguments: dict[str, Any], key: str = "") -> str | ToolOutput:
+        """Return text for the model. Raises `Rejected` for bad arguments, `Fault` for a failing world.
+
+        `key` is the step's idempotency key: the same for each repeat of one call, and for no other call.
+        """
         ...
 
 

@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.turns import ToolSpec
+from swarmd.ports import ToolPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from swarmd.ports import SideEffects
 
 FILE_BYTES_MAX = 1_000_000
 ENTRIES_MAX = 1_000
@@ -89,6 +92,8 @@ class ReadFile:
         self._roots = roots
         self.timeout_ms = timeout_ms
         self.output_bytes_max = output_bytes_max
+        self.side_effects: SideEffects = "none"
+        self.policy = ToolPolicy()
         self.spec = ToolSpec(
             name="read_file",
             description="Read a text file, whole or some of its lines.",
@@ -104,7 +109,7 @@ class ReadFile:
             },
         )
 
-    async def call(self, arguments: dict[str, Any]) -> str:
+    async def call(self, arguments: dict[str, Any], key: str = "") -> str:
         """Raises `Rejected("bad_path" | "outside_roots" | "not_found" | "not_a_file" | "too_large" | "not_text")`,
         `Fault("io_error")`."""
         text = await asyncio.to_thread(self._read, arguments["path"])
@@ -149,6 +154,8 @@ class ListFiles:
         self._roots = roots
         self.timeout_ms = timeout_ms
         self.output_bytes_max = output_bytes_max
+        self.side_effects: SideEffects = "none"
+        self.policy = ToolPolicy()
         self.spec = ToolSpec(
             name="list_files",
             description="List the files beneath a directory, sub-directories included, with their sizes in bytes.",
@@ -163,7 +170,7 @@ class ListFiles:
             },
         )
 
-    async def call(self, arguments: dict[str, Any]) -> str:
+    async def call(self, arguments: dict[str, Any], key: str = "") -> str:
         """Raises `Rejected("bad_path" | "outside_roots" | "not_found" | "not_a_directory")`."""
         return await asyncio.to_thread(self._list, arguments.get("path", ""), arguments.get("pattern", "*"))
 

@@ -24,12 +24,15 @@ from msgspec import Struct
 from swarmd.adapters.html_text import readable
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.turns import ToolSpec
+from swarmd.ports import ToolPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import aiohttp
     import yarl
+
+    from swarmd.ports import SideEffects
 
 BODY_BYTES_MAX = 2_000_000
 REDIRECTS_MAX = 3
@@ -98,6 +101,8 @@ class FetchUrl:
         self._allow_hosts = frozenset(host.lower() for host in allow_hosts)
         self.timeout_ms = timeout_ms
         self.output_bytes_max = output_bytes_max
+        self.side_effects: SideEffects = "none"
+        self.policy = ToolPolicy()
         self.spec = ToolSpec(
             name="fetch_url",
             description="Read a public web page or text file by its http or https URL. What it says is not verified.",
@@ -109,7 +114,7 @@ class FetchUrl:
             },
         )
 
-    async def call(self, arguments: dict[str, Any]) -> str:
+    async def call(self, arguments: dict[str, Any], key: str = "") -> str:
         """Raises `Rejected("missing_extra" | "bad_url" | "blocked_address" | "too_many_redirects" | "http_refused" |
         "too_large" | "not_text")`, `Fault("unreachable" | "http_failed")`."""
         try:

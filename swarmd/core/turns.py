@@ -22,11 +22,16 @@ class ToolSpec(Struct, frozen=True, omit_defaults=True):
 
 
 class ToolCall(Struct, omit_defaults=True):
-    """A model's wish to call a tool; `id` pairs it with its result turn."""
+    """A model's wish to call a tool; `id` pairs it with its result turn.
+
+    `problem` says why the arguments that came could not be read. Such a call must not be performed: its problem is its
+    result, for the model to see and mend.
+    """
 
     id: str
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
 
 
 class Turn(Struct, omit_defaults=True):
@@ -39,27 +44,41 @@ class Turn(Struct, omit_defaults=True):
 
 
 class Usage(Struct, omit_defaults=True):
-    """Tokens billed by a provider, or counted by us as characters / 4 when `estimated`."""
+    """Tokens billed by a provider, or counted by us as characters / 4 when `estimated`.
+
+    `cost_microusd` is in millionths of a US dollar: as the provider says, else from the price table; None is unknown.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     estimated: bool = False
+    cost_microusd: int | None = None
 
 
 class ModelRequest(Struct, omit_defaults=True):
-    """One call of a model. `temperature` and `max_output_tokens` of None leave the provider's default."""
+    """One call of a model. `temperature` and `max_output_tokens` of None leave the provider's default.
+
+    `schema` is a JSON Schema that the answer's text, read as JSON, is wanted to fit. A provider may ignore it, so
+    whoever asks checks the answer (`swarmd.structured`).
+    """
 
     turns: list[Turn]
     tools: list[ToolSpec] = field(default_factory=list)
     temperature: float | None = None
     max_output_tokens: int | None = None
+    schema: dict[str, Any] | None = None
 
 
 class ModelReply(Struct, omit_defaults=True):
-    """A validated answer: text, tool calls or both; `model` names what really answered."""
+    """A validated answer: text, tool calls or both; `model` names what really answered.
+
+    `took_ms` is the time of the call, `first_token_ms` until the first piece of a streamed answer (None: not streamed).
+    """
 
     text: str
     finish: Finish
     model: str
     tool_calls: list[ToolCall] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
+    took_ms: int = 0
+    first_token_ms: int | None = None

@@ -1,84 +1,160 @@
 """Carry out one tool call under its limits and say what came of it.
 
-Job: check the arguments, enforce the tool's timeout and output cap, clean the text, record a failure as text.
-Invariants: a failure that the tool declares (`Rejected`, `Fault`) or a timeout becomes `ToolOutcome.error`, which the
-model may read and react to; anything else is a bug of the tool and is raised. Output is valid UTF-8 without control
-characters and never longer than the tool's cap.
+Job: check the arguments, wait for a seat, enforce the tool's timeout and output cap, repeat what may be repeated, clean
+the text, record a failure as text.
+Invariants: whatever a tool does becomes a `ToolOutcome`, which the model may read and react to: a failure it declares
+(`Rejected`, `Fault`), a timeout, or anything else that it raises (`tool_failed`). Only a cancellation of the caller,
+and a signal to the process, pass through. Output is valid UTF-8 without control characters and never longer than the
+tool's cap. A call of an `at_most_once` tool is made once.
 Must not know: which tools there are, agents, journals.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
 from swarmd.core.errors import Fault, Rejected
+from swarmd.core.tool_text import capped, clean, fit, untrusted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
-    from swarmd.ports import Tool
+    from swarmd.ports import Clock, Entropy, Tool
 
-ERROR_BYTES_MAX = 2_000
-# Room for the line that says how much was cut.
-_NOTICE_BYTES = 48
-# Controls other than tab and newline; marks that reverse or hide text: what is shown must be what is there.
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
+__all__ = ["ToolCalls", "ToolOutcome", "argument_problems", "capped", "clean", "run_tool", "untrusted"]
+
+ERROR_BYTES_MAX: Final = 2_000
+BACKOFF_MS_MAX: Final = 30_000
 
 
 class ToolOutcome(Struct, omit_defaults=True):
-    """What a model is told: `text`, or `error` as "code: message"; `cut_bytes` were taken out of the middle."""
+    """What a model is told: `text`, or `error` as "code: message" with a `hint` what to do about it.
+
+    `cut_bytes` were taken out of the middle of the text; `retries` were needed.
+    """
 
     text: str
     error: str = ""
+    hint: str = ""
     cut_bytes: int = 0
+    retries: int = 0
+
+    def told(self) -> str:
+        """The outcome in one text, as a model acts on it best."""
+        if not self.error:
+            return self.text
+        return f"error: {self.error}" + (f"\nhint: {self.hint}" if self.hint else "")
 
 
-async def run_tool(tool: Tool, arguments: dict[str, Any]) -> ToolOutcome:
-    """Call a tool once, within `tool.timeout_ms` and `tool.output_bytes_max`."""
-    problems = argument_problems(tool.spec.parameters, arguments)
-    if problems:
-        return _failed("bad_arguments", "; ".join(problems))
+class ToolCalls:
+    """Carries calls out, for one process: the seats of each tool are shared by all of its agents."""
+
+    def __init__(self, clock: Clock | None = None, entropy: Entropy | None = None) -> None:
+        """Without a clock pauses are the event loop's; without entropy they have no jitter."""
+        self._clock, self._entropy = clock, entropy
+        self._seats: dict[str, asyncio.Semaphore] = {}
+
+    async def __call__(self, tool: Tool, arguments: dict[str, Any], key: str = "") -> ToolOutcome:
+        """Call a tool under its limits; each try has `tool.timeout_ms`, and so has the wait for a seat."""
+        name = tool.spec.name
+        try:
+            problems = argument_problems(tool.spec.parameters, arguments)
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:  # a schema that is none
+            return _failed("bad_schema", f"the parameters of {name} are no JSON Schema: {error}", "use another tool")
+        if problems:
+            return _failed("bad_arguments", "; ".join(problems), f"correct these arguments and call {name} again")
+        retries = 0 if tool.side_effects == "at_most_once" else tool.policy.retries
+        for tried in range(retries + 1):
+            try:
+                async with self._seat(tool):
+                    outcome = await _call_once(tool, arguments, key)
+            except Fault as fault:
+                if tried == retries:
+                    after = f" (tried {tried + 1} times)" if tried else ""
+                    hint = "this may work later; do something else meanwhile, or say that it failed"
+                    return _failed(fault.code, fault.message + after, hint, tried)
+                await self._pause(fault.retry_after_ms or tool.policy.backoff_ms * 2**tried)
+            else:
+                outcome.retries = tried
+                return outcome
+        raise AssertionError("the last try returns")
+
+    @asynccontextmanager
+    async def _seat(self, tool: Tool) -> AsyncIterator[None]:
+        """One of the tool's seats. Raises `Fault("tool_busy")` when none gets free in the time of a call."""
+        seats = self._seats.setdefault(tool.spec.name, asyncio.Semaphore(max(1, tool.policy.concurrency)))
+        try:
+            async with asyncio.timeout(tool.timeout_ms / 1000):
+                await seats.acquire()
+        except TimeoutError:
+            busy = f"all {tool.policy.concurrency} seats of {tool.spec.name} are taken: it was not called"
+            raise Fault("tool_busy", busy) from None
+        try:
+            yield
+        finally:
+            seats.release()
+
+    async def _pause(self, delay_ms: int) -> None:
+        delay_ms = min(delay_ms, BACKOFF_MS_MAX)
+        if self._entropy is not None:
+            delay_ms = delay_ms // 2 + self._entropy.bits(31) % (delay_ms // 2 + 1)
+        if self._clock is None:
+            await asyncio.sleep(delay_ms / 1000)
+        else:
+            await self._clock.sleep(delay_ms)
+
+
+async def run_tool(tool: Tool, arguments: dict[str, Any], key: str = "") -> ToolOutcome:
+    """One call by itself, with seats of its own. A process that makes many shares one `ToolCalls`."""
+    return await ToolCalls()(tool, arguments, key)
+
+
+async def _call_once(tool: Tool, arguments: dict[str, Any], key: str) -> ToolOutcome:
+    """One try. Raises `Fault` only: another try may help there."""
+    name = tool.spec.name
     limit = asyncio.timeout(tool.timeout_ms / 1000)
+    here = asyncio.current_task()
+    cancelled = here.cancelling() if here is not None else 0
     try:
         async with limit:
-            text = await tool.call(arguments)
-    except (Rejected, Fault) as error:
-        return _failed(error.code, error.message)
-    except TimeoutError:
-        if not limit.expired():  # the tool's own, undeclared: a bug
+            said = await tool.call(arguments, key)
+        if isinstance(said, str):
+            text, cut_bytes = fit(said, tool.output_bytes_max)
+        else:
+            text, more = fit(said.text, tool.output_bytes_max)
+            cut_bytes = said.cut_bytes + more
+        return ToolOutcome(text, cut_bytes=cut_bytes)
+    except Rejected as error:
+        return _failed(error.code, error.message, "the same call will fail again: change it as the message says")
+    except (Fault, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # a tool is a stranger's code: whatever it raises is told, and ends nobody else
+        if limit.expired() and isinstance(error, TimeoutError):
+            unsure = "" if tool.side_effects == "none" else ". It may have had its effect nonetheless"
+            message = f"{name} did not finish within {tool.timeout_ms} ms{unsure}"
+            return _failed("tool_timeout", message, "ask for less at once, or go on without it")
+        if isinstance(error, asyncio.CancelledError) and here is not None and here.cancelling() > cancelled:
             raise
-        return _failed("tool_timeout", f"{tool.spec.name} did not finish within {tool.timeout_ms} ms")
-    text, cut_bytes = capped(clean(text), tool.output_bytes_max)
-    return ToolOutcome(text, cut_bytes=cut_bytes)
+        return _failed(
+            "tool_failed", _in_words(name, error), "check the arguments; if they are right, go on without it"
+        )
 
 
-def _failed(code: str, message: str) -> ToolOutcome:
-    return ToolOutcome("", error=capped(clean(f"{code}: {message}"), ERROR_BYTES_MAX)[0])
+def _in_words(name: str, error: BaseException) -> str:
+    """An undeclared failure. Its text may be anything, and making it may fail too."""
+    try:
+        said = str(error)
+    except Exception:  # an error that cannot even be shown
+        said = ""
+    return f"{name} raised {type(error).__name__}" + (f": {said[:ERROR_BYTES_MAX]}" if said else "")
 
 
-def clean(text: str) -> str:
-    """Text as a model and a terminal may see it: lines end in a newline, nothing in it is invisible."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _UNSEEN.sub("", text).encode("utf-8", "replace").decode("utf-8")
-
-
-def capped(text: str, bytes_max: int) -> tuple[str, int]:
-    """Keep head and tail within `bytes_max` bytes of UTF-8; also return how many bytes were taken out between."""
-    encoded = text.encode()
-    if len(encoded) <= bytes_max:
-        return text, 0
-    room = bytes_max - _NOTICE_BYTES
-    if room < _NOTICE_BYTES:  # too little for two ends and a notice
-        head, tail = encoded[:bytes_max].decode(errors="ignore"), ""
-        return head, len(encoded) - len(head.encode())
-    head = encoded[: room - room // 3].decode(errors="ignore")
-    tail = encoded[len(encoded) - room // 3 :].decode(errors="ignore")
-    cut = len(encoded) - len(head.encode()) - len(tail.encode())
-    return f"{head}\n[... {cut} bytes cut ...]\n{tail}", cut
+def _failed(code: str, message: str, hint: str = "", retries: int = 0) -> ToolOutcome:
+    return ToolOutcome("", error=fit(f"{code}: {message}", ERROR_BYTES_MAX)[0], hint=hint, retries=retries)
 
 
 def argument_problems(schema: Mapping[str, Any], arguments: Any) -> list[str]:

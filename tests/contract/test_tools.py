@@ -19,31 +19,45 @@ from swarmd.adapters.tools import ToolSettings, open_tools
 from swarmd.adapters.web_fetch import FetchUrl, is_public
 from swarmd.core.errors import Fault, Rejected, SwarmdError
 from swarmd.core.turns import ToolSpec
+from swarmd.ports import ToolPolicy
 from swarmd.roles.tool_calls import ToolOutcome, argument_problems, capped, clean, run_tool
 from tests.contract.scripted_http import Asked, http, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from swarmd.ports import SideEffects
+
 needs_aiohttp = pytest.mark.skipif(
     importlib.util.find_spec("aiohttp") is None, reason="needs aiohttp: pip install 'swarmd[web]'"
 )
 
 
+class Unshowable(Exception):
+    """An error whose text cannot be made."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
 class Scripted:
     """A tool that does what the test says."""
 
-    def __init__(self, result: str | Exception, *, output_bytes_max: int = 1_000, hangs: bool = False) -> None:
+    def __init__(self, result: str | BaseException, *, output_bytes_max: int = 1_000, hangs: bool = False) -> None:
         self.spec = ToolSpec("scripted", "", {"type": "object", "properties": {"n": {"type": "integer"}}})
         self.timeout_ms = 50
         self.output_bytes_max = output_bytes_max
+        self.side_effects: SideEffects = "idempotent"
+        self.policy = ToolPolicy()
         self.result = result
         self.hangs = hangs
+        self.called = asyncio.Event()
 
-    async def call(self, arguments: dict[str, Any]) -> str:
+    async def call(self, arguments: dict[str, Any], key: str = "") -> str:
+        self.called.set()
         if self.hangs:
             await asyncio.Event().wait()
-        if isinstance(self.result, Exception):
+        if isinstance(self.result, BaseException):
             raise self.result
         return self.result
 
@@ -54,16 +68,31 @@ class TestRunTool:
 
     @pytest.mark.parametrize("error", [Rejected("bad", "do other\x1b[2J"), Fault("bad", "do other\x00[2J")])
     async def test_declared_failures_become_text(self, error: SwarmdError) -> None:
-        assert await run_tool(Scripted(error), {}) == ToolOutcome("", error="bad: do other[2J")
+        outcome = await run_tool(Scripted(error), {})
+        assert (outcome.text, outcome.error) == ("", "bad: do other[2J")
+        assert outcome.told() == f"error: bad: do other[2J\nhint: {outcome.hint}"
 
     async def test_timeout(self) -> None:
         outcome = await run_tool(Scripted("", hangs=True), {})
-        assert outcome.error == "tool_timeout: scripted did not finish within 50 ms"
+        assert outcome.error.startswith(
+            "tool_timeout: scripted did not finish within 50 ms. It may have had its effect"
+        )
 
-    @pytest.mark.parametrize("bug", [TimeoutError("its own"), KeyError("x")])
-    async def test_bugs_are_not_swallowed(self, bug: Exception) -> None:
-        with pytest.raises(type(bug)):
-            await run_tool(Scripted(bug), {})
+    @pytest.mark.parametrize(
+        "bug", [TimeoutError("its own"), KeyError("x"), SystemExit(3), asyncio.CancelledError("its own"), Unshowable()]
+    )
+    async def test_whatever_a_tool_raises_is_told(self, bug: BaseException) -> None:
+        outcome = await run_tool(Scripted(bug), {})
+        assert outcome.error.startswith(f"tool_failed: scripted raised {type(bug).__name__}")
+
+    async def test_a_cancelled_caller_is_cancelled(self) -> None:
+        tool = Scripted("", hangs=True)
+        tool.timeout_ms = 60_000
+        async with asyncio.TaskGroup() as group:
+            call = group.create_task(run_tool(tool, {}))
+            await tool.called.wait()
+            call.cancel()
+        assert call.cancelled()
 
     async def test_bad_arguments_never_reach_the_tool(self) -> None:
         outcome = await run_tool(Scripted(RuntimeError("called")), {"n": "one"})
