@@ -60,10 +60,13 @@ LIBRARIES = {
     "uvloop": {"edges"},
     "rich": {"edges"},
     "snowballstemmer": {"leaf"},
+    "jsonschema": {"leaf", "adapters"},
+    "referencing": {"leaf", "adapters"},
     "msgspec": set(ALLOWED),
 }
 HEAVY = (
     "openai",
+    "jsonschema",
     "pymilvus",
     "grpc",
     "milvus_lite",

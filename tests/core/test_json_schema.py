@@ -47,10 +47,7 @@ PERSON: dict[str, Any] = {
     ],
 )
 def test_problems_name_the_field(value: Any, expected: list[str]) -> None:
-    found = problems(value, PERSON)
-    assert sorted(found) == sorted(expected) or (
-        expected and found == [line.replace(" string", " string") for line in expected]
-    )
+    assert problems(value, PERSON) == expected
 
 
 def test_problems_are_few_and_short() -> None:
@@ -102,7 +99,6 @@ VALUES = st.recursive(
 def test_any_schema_and_value_end_in_words_or_a_refusal(value: Any, schema: Any) -> None:
     try:
         check_schema(schema)
-    except Rejected as error:
-        assert error.code == "bad_schema"
+    except Rejected:
         return
     assert all(isinstance(line, str) for line in problems(value, schema))
