@@ -19,6 +19,7 @@ from msgspec import Struct, field
 from swarmd.core.agent import AgentSpec
 from swarmd.core.errors import Rejected
 from swarmd.core.ids import NAME_PATTERN, check_name
+from swarmd.core.program import ProgramSpec
 
 ENV_PREFIX: Final = "SWARMD_"
 DEFAULT_SWARM: Final = "main"
@@ -159,6 +160,12 @@ class AgentTable(AgentSpec, frozen=True, forbid_unknown_fields=True):
     swarms: tuple[str, ...] = ()
 
 
+class ProgramTable(ProgramSpec, frozen=True, forbid_unknown_fields=True):
+    """A program agent, named by its key; `swarms` limits it to some swarms, empty offers it in all."""
+
+    swarms: tuple[str, ...] = ()
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that can be set. `swarm` maps names to swarms; without any there is one, `main`."""
 
@@ -175,6 +182,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     swarm: dict[str, SwarmTable] = field(default_factory=dict)
     hive: HiveTable | None = None
     agent: tuple[AgentTable, ...] = ()
+    program: dict[str, ProgramTable] = field(default_factory=dict)
 
     @property
     def swarms(self) -> dict[str, SwarmTable]:
@@ -190,6 +198,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     def declared(self, swarm: str) -> list[AgentTable]:
         """The declared LLM agents of `swarm`."""
         return [agent for agent in self.agent if not agent.swarms or swarm in agent.swarms]
+
+    def programs(self, swarm: str) -> dict[str, ProgramTable]:
+        """The program agents of `swarm`, by name."""
+        return {name: one for name, one in self.program.items() if not one.swarms or swarm in one.swarms}
 
 
 #: Settings that name a variable with a secret: such a variable is no setting itself.
@@ -319,7 +331,7 @@ def _in_words(problem: str) -> str:
 
 def _check(settings: Settings, where: str) -> None:
     """What no single field shows."""
-    names = [agent.name for agent in settings.agent]
+    names = [*(agent.name for agent in settings.agent), *settings.program]
     for name in settings.swarm:
         check_name("swarm", name)
     for name in names:
@@ -328,12 +340,12 @@ def _check(settings: Settings, where: str) -> None:
     if twice:
         raise Rejected("bad_config", f"{where}: two agents are called {twice[0]!r}")
     hosted = {*settings.swarms, *([settings.hive.name] if settings.hive else [])}
-    for agent in settings.agent:
-        for swarm in agent.swarms:
+    placed = [*((agent.name, agent.swarms) for agent in settings.agent)]
+    placed += [(name, program.swarms) for name, program in settings.program.items()]
+    for name, swarms in placed:
+        for swarm in swarms:
             if swarm not in hosted:
-                raise Rejected(
-                    "bad_config", f"{where}: agent {agent.name!r} names swarm {swarm!r}, {_listed_names(hosted)}"
-                )
+                raise Rejected("bad_config", f"{where}: agent {name!r} names swarm {swarm!r}, {_listed_names(hosted)}")
     if settings.hive is None:
         return
     if settings.hive.name in settings.swarms:

@@ -13,6 +13,7 @@ from msgspec import Struct, field
 if TYPE_CHECKING:
     from swarmd.core.catalog import FindQuery, FoundTask, TaskRow
     from swarmd.core.codec import Record
+    from swarmd.core.program import ProgramSpec
     from swarmd.core.turns import ModelReply, ModelRequest, ToolSpec
 
 
@@ -81,6 +82,33 @@ class Tool(Protocol):
 
         `key` is the step's idempotency key: the same for each repeat of one call, and for no other call.
         """
+        ...
+
+
+class Program(Protocol):
+    """One running process of a program agent: lines in, lines out, and an end that leaves nothing of it behind."""
+
+    async def send(self, line: bytes) -> None:
+        """Write one line (without its newline). Raises `Fault("program_deaf")`; an ended process takes nothing."""
+        ...
+
+    async def receive(self) -> bytes:
+        """The next line, without its newline. Waits for as long as the process lives.
+
+        Raises `Fault("program_exited")`, `Rejected("program_line_too_long")`.
+        """
+        ...
+
+    async def end(self, *, gently: bool = False) -> None:
+        """End the process and what it has started; `gently` lets it end by itself first. Idempotent."""
+        ...
+
+
+class Programs(Protocol):
+    """Starts processes of program agents; `on_words` is called with each line that one says on stderr."""
+
+    async def start(self, spec: ProgramSpec, on_words: Callable[[bytes], None]) -> Program:
+        """Raises `Fault("program_not_started")`."""
         ...
 
 

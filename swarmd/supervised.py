@@ -43,6 +43,11 @@ os.execv(argv[0], argv)
 """
 
 
+def bound_to_us(argv: Sequence[str], orphan: signal.Signals) -> tuple[str, ...]:
+    """The command that runs `argv`, a path and its arguments, and gets the signal `orphan` when this process dies."""
+    return (sys.executable, "-S", "-E", "-c", _LAUNCHER, str(os.getpid()), str(int(orphan)), *argv)
+
+
 class Child(Struct, frozen=True):
     """What a server is called, and how it is treated.
 
@@ -83,7 +88,7 @@ class Supervised:
     async def launch(self, argv: Sequence[str], output: BinaryIO, cwd: Path | None = None) -> None:
         """Start a process that runs `argv`, a path and its arguments; `output` gets both of its streams."""
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-S", "-E", "-c", _LAUNCHER, str(os.getpid()), str(int(self._child.orphan)), *argv),
+            *bound_to_us(argv, self._child.orphan),
             cwd=cwd,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,

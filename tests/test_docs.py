@@ -247,6 +247,7 @@ def test_each_error_code_of_a_request_is_explained() -> None:
 def _settings() -> Iterator[tuple[str, str, str]]:
     tables = {f"[{section}]": struct for section, struct in config.SECTIONS.items()}
     tables |= {"[swarm.<name>]": config.SwarmTable, "[hive]": config.HiveTable, "[[agent]]": config.AgentTable}
+    tables |= {"[program.<name>]": config.ProgramTable}
     for section, struct in tables.items():
         for known in msgspec.structs.fields(struct):
             if known.required:

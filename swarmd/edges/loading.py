@@ -1,4 +1,4 @@
-"""Finds what a worker hosts: agents of Python modules and declared ones, with the models and tools they name.
+"""Finds what a worker hosts: agents of Python modules, declared ones with the models and tools they name, programs.
 
 Everything that a declaration names is opened before the first task, so that a missing key or package is an error at
 the start and not a failed task. Must not know workers or connections.
@@ -12,15 +12,18 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from swarmd.adapters.models import ModelSettings, open_model
+from swarmd.adapters.programs import SubprocessPrograms
 from swarmd.adapters.tools import ToolSettings, open_tools
 from swarmd.core.errors import Rejected
 from swarmd.roles.llm_agent import MEMORY_TOOLS, llm_agent
+from swarmd.roles.program_agent import program_agent
 from swarmd.sdk import Agent, agents_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from swarmd.core.agent import AgentSpec
+    from swarmd.core.program import ProgramSpec
     from swarmd.core.turns import ToolSpec
     from swarmd.ports import Model, Tool
 
@@ -62,7 +65,11 @@ class OpenTools:
 
 
 def load_agents(
-    modules: Sequence[str], declared: Iterable[AgentSpec], models: OpenModels, tools: OpenTools
+    modules: Sequence[str],
+    declared: Iterable[AgentSpec],
+    models: OpenModels,
+    tools: OpenTools,
+    programs: Mapping[str, ProgramSpec] | None = None,
 ) -> dict[str, Agent]:
     """Agents by name, from modules and declarations. Raises `Rejected("bad_agents" | ...)` naming what is wrong."""
     if "" not in sys.path and os.getcwd() not in sys.path:
@@ -78,6 +85,10 @@ def load_agents(
             if tool not in MEMORY_TOOLS:
                 tools(tool)
         _add(found, llm_agent(spec, tools.spec), "a declaration")
+    processes = SubprocessPrograms(os.environ)
+    for name, program in (programs or {}).items():
+        processes.check(name, program)
+        _add(found, program_agent(name, program, processes), "a program")
     return {name: agent for name, (agent, _) in sorted(found.items())}
 
 

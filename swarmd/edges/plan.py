@@ -71,7 +71,7 @@ def _crew(settings: Settings, swarm: str, table: SwarmTable | HiveTable, role: s
 def _workers(settings: Settings, swarm: str) -> int:
     """Worker processes of a swarm: none where there are no agents to host, such as in a hive that only delegates."""
     table = settings.crew(swarm)
-    return table.workers if table.agents or settings.declared(swarm) else 0
+    return table.workers if table.agents or settings.declared(swarm) or settings.programs(swarm) else 0
 
 
 def members_wanted(settings: Settings) -> dict[str, int]:

@@ -73,9 +73,11 @@ def _worker(args: argparse.Namespace, settings: Settings, swarm: str, name: str)
     crew = settings.crew(swarm)
     models, tools = OpenModels(model_settings(settings)), OpenTools(tool_settings(settings))
     models(settings.model.name)
-    agents = load_agents(args.agents or crew.agents, settings.declared(swarm), models, tools)
+    modules, programs = args.agents or crew.agents, settings.programs(swarm)
+    agents = load_agents(modules, settings.declared(swarm), models, tools, programs)
     if not agents:
-        raise Rejected("no_agents", "this worker has no agents: name modules with --agents, or declare [[agent]]s")
+        hint = "name modules with --agents, or declare [[agent]]s or [program.NAME]s"
+        raise Rejected("no_agents", f"this worker has no agents: {hint}")
     options = wiring.WorkerOptions(
         swarm=swarm,
         name=name,

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import NODEFAULT, Raw, Struct, defstruct, field
 
 from swarmd.config import Settings
-from swarmd.core import memory, wire
+from swarmd.core import memory, program, wire
 from swarmd.core.events import AUTHORITY, FACTS, Fact
 from swarmd.core.memory import MEMORY_FACTS
 
@@ -43,6 +43,12 @@ MEMORY: Final = (
     memory.RecallRequest,
     memory.RecallReply,
     memory.ForgetRequest,
+)
+#: What a program agent and its host say to each other, and what its calls take.
+PROGRAM: Final = (
+    *typing.get_args(program.Told),
+    *typing.get_args(program.Asked),
+    *typing.get_args(program.Arguments),
 )
 #: Channel → (address, what it is, messages published there, their answers).
 CHANNELS: Final[dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]]] = {
@@ -74,6 +80,7 @@ def documents() -> dict[str, Any]:
         found[f"events/{name}.json"] = event_schema(name, fact)
     found["wire.json"] = _collection("What travels on a swarm's subjects", WIRE)
     found["memory.json"] = _collection("What travels on a memory's subjects", MEMORY)
+    found["program.json"] = _collection("What a program agent and its host say, a line each", PROGRAM)
     found["config.schema.json"] = {"$schema": DIALECT, "title": "swarm.toml", **msgspec.json.schema(Settings)}
     found["asyncapi.json"] = asyncapi()
     return found

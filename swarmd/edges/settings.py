@@ -126,6 +126,8 @@ def secrets_of(settings: Settings, nats: NatsSettings | None = None) -> list[str
     found = [nats.password, nats.token] if nats is not None else []
     for variable in (settings.nats.password_env, settings.model.api_key_env, settings.memory.token_env):
         found.append(os.environ.get(variable, "") if variable else "")
+    for program in settings.program.values():  # what a program is trusted with, it may print
+        found += [os.environ.get(variable, "") for variable in program.env]
     if settings.model.api_key_file:
         try:
             found.append(Path(settings.model.api_key_file).read_text().strip())

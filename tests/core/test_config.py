@@ -146,6 +146,7 @@ def test_the_sample_lists_every_setting_with_its_default() -> None:
     assert settings.swarm == {"main": config.SwarmTable()}
     assert set(tree["hive"]) == _fields(config.HiveTable)
     assert set(tree["agent"][0]) == _fields(config.AgentTable)
+    assert set(tree["program"]["shouter"]) == _fields(config.ProgramTable)
 
 
 @given(st.text(max_size=200))

@@ -38,7 +38,8 @@ def _config_check(args: argparse.Namespace) -> int:
     models(settings.model.name)
     found: dict[str, list[str]] = {}
     for swarm in [*settings.swarms, *([settings.hive.name] if settings.hive else [])]:
-        agents = load_agents(settings.crew(swarm).agents, settings.declared(swarm), models, tools)
+        modules, programs = settings.crew(swarm).agents, settings.programs(swarm)
+        agents = load_agents(modules, settings.declared(swarm), models, tools, programs)
         found[swarm] = list(agents)
     if flags.wants_json(args):
         print(as_json({"ok": True, "swarms": found}))
