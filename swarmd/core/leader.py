@@ -8,7 +8,6 @@ as overlays, which end when their commit is folded or could not be stored.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from swarmd.core import effects as fx
@@ -70,7 +69,7 @@ class Leader:
         self.links = Links(settings.lease_ms, settings.resend_ms)
         self._events: list[Event] = []
         self._waiters: dict[str, list[Ask]] = {}
-        self._asked: dict[tuple[type[Fact], str], deque[Ask]] = {}
+        self._asked: dict[tuple[type[Fact], str], list[tuple[Fact, Ask]]] = {}
         self._read: set[int] = set()
         self._settled_at_ms = self._ticked_at_ms = 0
         self._new_office()
@@ -177,7 +176,8 @@ class Leader:
             late = Failure("too_late", "the task has moved on: ask for its state")
             self._answer(event, Receipt(event.subject) if accepted else Receipt(error=late))
         if not isinstance(fact, Assigned | Submitted | Refused):
-            self._rearm(event)
+            if not accepted:
+                self._rearm(event)
         elif fact.term != self.state.term:
             return  # an earlier office of ours: its overlays went with it
         elif isinstance(fact, Assigned):
@@ -242,7 +242,7 @@ class Leader:
         for task_id, asks in self._waiters.items():
             self.answers.extend((ask, Outcome(task_id, "queued", error=again, final=False)) for ask in asks)
         for queue in self._asked.values():
-            self.answers.extend((ask, Receipt(error=again)) for ask in queue if ask is not None)
+            self.answers.extend((ask, Receipt(error=again)) for _, ask in queue if ask is not None)
         self.answers.extend(self.door.answers)
         self._waiters, self._asked, self._events = {}, {}, []
         self.outcomes, self.owed = {}, []
@@ -337,19 +337,21 @@ class Leader:
         Raises `Rejected("not_leader")`.
         """
         self._require_office()
-        self._asked.setdefault((type(event.data), event.subject), deque()).append(ask)
+        self._asked.setdefault((type(event.data), event.subject), []).append((event.data, ask))
         self._events.append(event)
 
     def _answer(self, event: Event, receipt: Receipt) -> None:
-        """Events of one kind and subject are folded in the order in which they were asked for."""
+        """Commits may be folded in another order than they were made in: who asked is found by what was asked."""
         key = (type(event.data), event.subject)
-        asks = self._asked.get(key)
-        if asks:
-            ask = asks.popleft()
-            if ask is not None:
-                self.answers.append((ask, receipt))
-            if not asks:
-                del self._asked[key]
+        asked = self._asked.get(key, [])
+        for at, (fact, ask) in enumerate(asked):
+            if fact == event.data:
+                del asked[at]
+                if ask is not None:
+                    self.answers.append((ask, receipt))
+                break
+        if not asked:
+            self._asked.pop(key, None)
 
     def require_live(self, task_id: str) -> None:
         self._require_office()

@@ -133,6 +133,7 @@ def _assigned(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     task.epoch = fact.epoch
     task.state = "assigned"
     task.attempts[fact.epoch] = attempt
+    state.idle.pop(subject, None)
     member.running[subject] = fact.epoch
     out.append(fx.Started(task, attempt))
     return ""
@@ -185,6 +186,8 @@ def _redriven(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     state.older_tombstones.pop(subject, None)
     task.failures = task.losses = task.deadline_at_ms = 0
     state.tasks[subject] = task
+    if task.epoch:
+        state.idle[subject] = None
     reopen_waits(state, task, out)
     queue(state, task, out)
     return ""

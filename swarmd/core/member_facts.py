@@ -23,7 +23,7 @@ from swarmd.core.events import (
     Suspended,
 )
 from swarmd.core.ids import child_id, node_member, swarm_member
-from swarmd.core.moves import Sink, end, queue, retire, sleep, spend
+from swarmd.core.moves import Sink, end, queue, retire, spend
 from swarmd.core.state import Attempt, Member, SwarmState, Task
 from swarmd.core.wait_facts import begin_wait, deliver, is_resolved
 
@@ -194,7 +194,7 @@ def _suspended(state: SwarmState, commit: Commit, index: int, subject: str, fact
         return ""
     groups = [{name: None for name in group if not is_resolved(task, name)} for group in fact.waits]
     if groups and all(groups):
-        sleep(state, task, groups)
+        task.state, task.waits = "suspended", groups
     else:
         queue(state, task, out)
     return ""

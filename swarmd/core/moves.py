@@ -16,19 +16,12 @@ CLOSED_MAX: Final = 10_000
 
 def queue(state: SwarmState, task: Task, out: Sink) -> None:
     """The task waits for a slot; a paused one waits to be resumed."""
-    state.asleep.pop(task.id, None)
     task.waits = []
     if task.paused:
         task.state = "paused"
         return
     task.state = "queued"
     out.append(fx.Queued(task))
-
-
-def sleep(state: SwarmState, task: Task, groups: list[dict[str, None]]) -> None:
-    """The task waits for all of any one of these groups, none of which is empty."""
-    task.state, task.waits = "suspended", groups
-    state.asleep[task.id] = None
 
 
 def wake(state: SwarmState, task: Task, name: str, out: Sink) -> None:
@@ -46,6 +39,7 @@ def retire(state: SwarmState, task: Task, epoch: int) -> Attempt:
     attempt = task.attempts.pop(epoch)
     if not task.attempts:
         task.journal = attempt.journal
+        state.idle[task.id] = None
     _free(state, task.id, attempt.member)
     return attempt
 
@@ -89,7 +83,7 @@ def _close(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> 
     task, place = ended.task, ended.place
     del state.tasks[task.id]
     task.state = ended.state
-    state.asleep.pop(task.id, None)
+    state.idle.pop(task.id, None)
     if task.awaited:
         forget_waits(state, task, place)
     task.mailbox = []

@@ -143,7 +143,7 @@ class Member(Struct):
 
     def runs(self, agent: str) -> list[str]:
         """The versions of `agent` that this member can run, the one for new tasks first."""
-        return self.versions.get(agent, FIRST_VERSION)
+        return self.versions.get(agent) or FIRST_VERSION
 
 
 class WriterWindow(Struct):
@@ -181,7 +181,7 @@ class Counters(Struct):
 class SwarmState(Struct):
     """Everything the log of one swarm says, up to and including sequence `seq`.
 
-    `asleep` are the suspended tasks. `questions` are the open ones, id → task and key; `closed` says of late ones where
+    `idle` are the tasks that have begun and that no member runs now. `questions` are the open ones, id → task and key; `closed` says of late ones where
     they were closed. `listeners` are open waits for events, name → task → keys; `signals` the last event of each name.
     """
 
@@ -203,7 +203,7 @@ class SwarmState(Struct):
     writers: dict[str, WriterWindow] = field(default_factory=dict)
     untold: list[Untold] = field(default_factory=list)
     intake_seq: int = 0
-    asleep: dict[str, None] = field(default_factory=dict)
+    idle: dict[str, None] = field(default_factory=dict)
     questions: dict[str, tuple[str, str]] = field(default_factory=dict)
     closed: dict[str, Place] = field(default_factory=dict)
     listeners: dict[str, dict[str, list[str]]] = field(default_factory=dict)

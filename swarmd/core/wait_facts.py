@@ -173,12 +173,12 @@ def _receivers(state: SwarmState, sender: Task, to: str) -> Iterator[Task]:
         member = state.members.get(name)
         for task_id in member.running if member else ():
             yield state.tasks[task_id]
-    elif kind == "agent":  # whoever has begun: runs on a member or sleeps
-        begun = [task_id for member in state.members.values() for task_id in member.running]
-        for task_id in (*begun, *state.asleep):
+    elif kind == "agent":  # whoever has begun, a hedged task once
+        running = [task_id for member in state.members.values() for task_id in member.running]
+        for task_id in dict.fromkeys((*running, *state.idle)):
             if state.tasks[task_id].agent == name and task_id != sender.id:
                 yield state.tasks[task_id]
-    else:
+    elif kind == "family":
         parent = state.tasks.get(sender.parent) if sender.parent else None
         kin = [sender.parent, *(parent.children if parent else ()), *sender.children]
         for task_id in dict.fromkeys(kin):

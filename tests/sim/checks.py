@@ -183,8 +183,8 @@ class Oracle:
                 raise Violation(f"{task.id} is {task.state} and waits for {task.waits}")
             if any(is_resolved(task, name) for group in task.waits for name in group):
                 raise Violation(f"{task.id} waits for what is resolved")
-            if (task.state == "suspended") != (task.id in state.asleep):
-                raise Violation(f"{task.id} is {task.state}, and asleep: {task.id in state.asleep}")
+            if (task.epoch > 0 and not task.attempts) != (task.id in state.idle):
+                raise Violation(f"{task.id} is {task.state} at epoch {task.epoch}, and idle: {task.id in state.idle}")
 
     def check_replay(self, records: list[Record], cut: int) -> None:
         """The log from its start, and a snapshot at `cut` plus the tail, must both give this state."""
