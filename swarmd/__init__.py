@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from swarmd.core.errors import Fault, Rejected
     from swarmd.core.wire import Submission
     from swarmd.edges.client import Client, Handle, TaskFailed
     from swarmd.roles.attempt import AgentFailed, ChildFailed, Context
     from swarmd.sdk import Agent, agent
+    from swarmd.sdk_tools import tool
 
     __version__: str
 
@@ -18,11 +20,14 @@ __all__ = [
     "ChildFailed",
     "Client",
     "Context",
+    "Fault",
     "Handle",
+    "Rejected",
     "Submission",
     "TaskFailed",
     "__version__",
     "agent",
+    "tool",
 ]
 
 _HOMES = {
@@ -31,10 +36,13 @@ _HOMES = {
     "ChildFailed": "swarmd.roles.attempt",
     "Client": "swarmd.edges.client",
     "Context": "swarmd.roles.attempt",
+    "Fault": "swarmd.core.errors",
     "Handle": "swarmd.edges.client",
+    "Rejected": "swarmd.core.errors",
     "Submission": "swarmd.core.wire",
     "TaskFailed": "swarmd.edges.client",
     "agent": "swarmd.sdk",
+    "tool": "swarmd.sdk_tools",
 }
 
 
