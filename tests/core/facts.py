@@ -10,27 +10,37 @@ from msgspec import UNSET, Raw
 from swarmd.core.events import (
     FACTS,
     Assigned,
+    Awaited,
     Budget,
     Cancelled,
     Completed,
     Configured,
+    Dropped,
     Elected,
+    Escalated,
     Expired,
     Fact,
     Failed,
     Failure,
+    MemberJoined,
     MemberLeft,
     MemberLost,
+    Paused,
     Question,
     Redriven,
     Refused,
     Requeued,
+    Resolved,
     RetryPolicy,
     Returned,
+    Sent,
     Settled,
+    Signalled,
     Spawned,
     Stepped,
     Suspended,
+    Told,
+    Unpaused,
 )
 from tests.core.history import CHILD, NODE, OTHER, offer, submission
 
@@ -94,20 +104,41 @@ members = st.sampled_from([NODE, OTHER, CHILD])
 why = Failure("broken", "it broke")
 
 
+wait_keys = st.sampled_from(["w", "x", "a"])
+RECEIVERS = ("task:t", "task:u", "task:t~1", "agent:a", f"member:{NODE}", "family", "nobody", "")
+
+
+def versioned(member: str) -> MemberJoined:
+    """An offer of other versions than the usual one, or of none."""
+    fact = offer(member)
+    fact.versions = {"a": [] if member == OTHER else ["2", "1"]}
+    return fact
+
+
 def leader_events() -> st.SearchStrategy[tuple[str, Fact]]:
     def about(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[str, Fact]]:
         return st.tuples(tasks, strategy)
 
     return st.one_of(
         about(st.builds(Elected, term=terms)),
-        about(st.builds(submission, term=terms, reply=st.sampled_from(["", "box"]))),
+        about(
+            st.builds(
+                submission, term=terms, reply=st.sampled_from(["", "box"]), not_before_ms=st.sampled_from([0, 0, 9])
+            )
+        ),
         about(st.builds(Refused, term=terms, failure=failures)),
         *(about(st.builds(Assigned, term=terms, epoch=epochs, member=members)) for _ in range(4)),
-        about(st.builds(Requeued, term=terms, epoch=epochs, reason=st.sampled_from(["undelivered", "retry"]))),
+        about(st.builds(Requeued, term=terms, epoch=epochs, reason=st.sampled_from(["undelivered", "retry", "due"]))),
         about(st.builds(Cancelled, term=terms)),
         about(st.builds(Expired, term=terms)),
         about(st.builds(Redriven, term=terms)),
         about(st.builds(MemberLost, term=terms, member=members)),
+        about(st.builds(Resolved, term=terms, key=wait_keys, timed_out=st.booleans())),
+        about(st.builds(Escalated, term=terms, key=wait_keys, level=st.integers(1, 2), to=st.just("boss"))),
+        about(st.builds(Signalled, term=terms, name=st.sampled_from(["rain", "sun"]), task=st.sampled_from(["", "t"]))),
+        about(st.builds(Told, term=terms, text=texts)),
+        about(st.builds(Paused, term=terms)),
+        about(st.builds(Unpaused, term=terms)),
         about(st.builds(Settled, term=terms, told=st.integers(0, 30), intake=st.integers(0, 3))),
         about(
             st.builds(
@@ -124,12 +155,26 @@ def leader_events() -> st.SearchStrategy[tuple[str, Fact]]:
 
 def member_events() -> st.SearchStrategy[tuple[str, Fact]]:
     keys = st.sampled_from(["a", "b"])
-    waits = st.lists(st.lists(st.sampled_from(["t~1", "t~2"]), max_size=2), max_size=2)
+    waits = st.lists(st.lists(st.sampled_from(["t~1", "t~2", "w", "x", "a"]), max_size=2), max_size=2)
     return st.one_of(
         members.map(lambda member: (member, offer(member))),
         members.map(lambda member: (member, MemberLeft(member=member))),
         st.tuples(tasks, st.builds(Stepped, epoch=epochs, key=keys, kind=st.just("step"), tokens=numbers)),
         st.tuples(tasks, st.builds(Spawned, epoch=epochs, key=keys, n=st.integers(1, 2), agent=st.just("a"))),
+        st.tuples(
+            tasks,
+            st.builds(
+                Awaited,
+                epoch=epochs,
+                key=wait_keys,
+                kind=st.sampled_from(["timer", "event", "message", "human"]),
+                name=st.sampled_from(["", "rain", "t"]),
+                earlier=st.booleans(),
+            ),
+        ),
+        st.tuples(tasks, st.builds(Sent, epoch=epochs, key=st.sampled_from(["m", "n"]), to=st.sampled_from(RECEIVERS))),
+        st.tuples(tasks, st.builds(Dropped, epoch=epochs, key=keys, children=st.lists(st.sampled_from(TASKS)))),
+        members.map(lambda member: (member, versioned(member))),
         st.tuples(tasks, st.builds(Suspended, epoch=epochs, waits=waits)),
         st.tuples(tasks, st.builds(Returned, epoch=epochs)),
         st.tuples(tasks, st.builds(Completed, epoch=epochs)),

@@ -61,7 +61,7 @@ def test_a_verdict_is_final_unless_redriven(log: Log) -> None:
                 assert effect.state in TERMINAL
                 assert effect.task.id not in ended
                 ended.add(effect.task.id)
-            elif isinstance(effect, fx.Queued):
+            elif isinstance(effect, fx.Queued | fx.Delayed):
                 ended.discard(effect.task.id)  # redriven, or its tombstone was forgotten and it was wanted again
             elif isinstance(effect, fx.Started):
                 assert effect.task.id not in ended
@@ -74,6 +74,22 @@ def test_members_and_tasks_agree_about_what_runs(log: Log) -> None:
     oracle = Oracle("s")
     oracle.state = history.state
     oracle.check_invariants()
+
+
+@given(logs)
+@settings(deadline=None)
+def test_a_wait_is_resolved_once_and_its_result_stays(log: Log) -> None:
+    """However often its task moves, dies and is redriven."""
+    history = History().joined()
+    history.submitted("t").assigned("t")
+    results: dict[tuple[Any, str], Any] = {}
+    for writer, events in log:
+        history.commit(writer, *events)
+        for task in (*history.state.tasks.values(), *history.state.dead.values()):
+            for key, wait in task.awaited.items():
+                known = results.setdefault((task.submitted, key), wait.resolved)
+                assert known in (None, wait.resolved)
+                results[task.submitted, key] = wait.resolved
 
 
 @given(st.lists(st.tuples(st.sampled_from(WRITERS), st.binary(max_size=60), st.binary(max_size=20)), max_size=8))

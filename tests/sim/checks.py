@@ -19,6 +19,7 @@ from swarmd.core.wait_facts import is_resolved
 
 if TYPE_CHECKING:
     from swarmd.core.leader import Leader
+    from swarmd.core.state import Task
     from swarmd.core.wire import Outcome, Start
 
 Key = tuple[str, str, int]
@@ -185,6 +186,43 @@ class Oracle:
                 raise Violation(f"{task.id} waits for what is resolved")
             if (task.epoch > 0 and not task.attempts) != (task.id in state.idle):
                 raise Violation(f"{task.id} is {task.state} at epoch {task.epoch}, and idle: {task.id in state.idle}")
+
+        self._check_waits()
+
+    def _check_waits(self) -> None:
+        """What finds a wait agrees with the waits themselves; nobody sleeps on a resolved group, or runs paused."""
+        state = self.state
+        questions: dict[str, tuple[str, str]] = {}
+        listeners: dict[str, dict[str, set[str]]] = {}
+        for task in state.tasks.values():
+            if task.paused and task.state == "queued":
+                raise Violation(f"{task.id} is paused and waits for a slot")
+            if any(not group for group in task.waits):
+                raise Violation(f"{task.id} sleeps although all of one group is resolved")
+            for key, wait in task.awaited.items():
+                if wait.resolved is None and wait.kind == "human":
+                    questions[wait.question] = (task.id, key)
+                elif wait.resolved is None and wait.kind == "event":
+                    listeners.setdefault(wait.name, {}).setdefault(task.id, set()).add(key)
+            self._check_mail(task)
+        if questions != state.questions or questions.keys() & state.closed.keys():
+            raise Violation(f"open questions are {questions}, the index says {state.questions}")
+        found = {name: {task: set(keys) for task, keys in tasks.items()} for name, tasks in state.listeners.items()}
+        if listeners != found:
+            raise Violation(f"open waits for events are {listeners}, the index says {found}")
+
+    @staticmethod
+    def _check_mail(task: Task) -> None:
+        """A message is received at most once, by a wait or not yet, and no wait is open that would take one."""
+        read = [wait.resolved for wait in task.awaited.values() if wait.kind == "message" and wait.resolved]
+        unread = [mail.place for mail in task.mailbox]
+        if len(set(read + unread)) != len(read + unread):
+            raise Violation(f"{task.id} got a message twice: {read} received, {unread} in the mailbox")
+        for wait in task.awaited.values():
+            if wait.kind == "message" and wait.resolved is None:
+                missed = [mail for mail in task.mailbox if wait.name in ("", mail.sender)]
+                if missed:
+                    raise Violation(f"{task.id} waits for a message that is in its mailbox: {missed}")
 
     def check_replay(self, records: list[Record], cut: int) -> None:
         """The log from its start, and a snapshot at `cut` plus the tail, must both give this state."""
