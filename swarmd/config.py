@@ -19,6 +19,8 @@ from msgspec import Struct, field
 from swarmd.core.agent import AgentSpec
 from swarmd.core.errors import Rejected
 from swarmd.core.ids import NAME_PATTERN, check_name
+from swarmd.core.model_profile import PROFILES, Structured, SystemRole, TokenParameter
+from swarmd.core.prices import Price
 from swarmd.core.program import ProgramSpec
 
 ENV_PREFIX: Final = "SWARMD_"
@@ -78,14 +80,49 @@ class MetricsTable(Struct, frozen=True, forbid_unknown_fields=True):
     port: Port = 9464
 
 
+class WebTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """The page for people that `swarmd up` serves; `hosts` are further names it may be asked for, such as a proxy's."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Port = 9465
+    hosts: tuple[str, ...] = ()
+
+
 class ModelTable(Struct, frozen=True, forbid_unknown_fields=True):
-    """The default model, `provider:model`, and how it is reached."""
+    """The default model, `provider:model`, how its provider is reached, and what is tried when it fails."""
 
     name: str = "offline:extractive"
     base_url: str = ""
     api_key_env: str = "OPENAI_API_KEY"
     api_key_file: str = ""
     timeout_ms: Positive = 60_000
+    stall_ms: Positive = 30_000
+    retries: Natural = 4
+    fallbacks: tuple[str, ...] = ()
+
+
+class ProviderTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """A provider of models: one of one's own, or changes to a known one. None and "" leave what its profile says."""
+
+    base_url: str = ""
+    api_key_env: str = ""
+    api_key_file: str = ""
+    timeout_ms: Natural = 0
+    stall_ms: Natural = 0
+    concurrency_max: Positive = 64
+    requests_per_minute: Natural = 0
+    tokens_per_minute: Natural = 0
+    token_parameter: TokenParameter | None = None
+    stream: bool | None = None
+    stream_usage: bool | None = None
+    structured: Structured | None = None
+    temperature: bool | None = None
+    tools: bool | None = None
+    parallel_tools: bool | None = None
+    system_role: SystemRole | None = None
+    embeddings: bool | None = None
+    cost_in_usage: bool | None = None
 
 
 class ToolsTable(Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,13 +133,18 @@ class ToolsTable(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MemoryTable(Struct, frozen=True, forbid_unknown_fields=True):
-    """The shared memory; `uri` names a Milvus server of one's own, "" embeds Milvus Lite."""
+    """The shared memory; `uri` names a Milvus server of one's own, "" embeds Milvus Lite.
+
+    `embedder` is "hash" or `provider:model`; its dimension is needed where the model is not a known one.
+    """
 
     name: Name = "shared"
     enabled: bool = True
     uri: str = ""
     token_env: str = "SWARMD_MEMORY_TOKEN"
     log_bytes_max: Positive = 4 * 1024**3
+    embedder: str = "hash"
+    embedder_dimension: Natural = 0
 
 
 class ObserverTable(Struct, frozen=True, forbid_unknown_fields=True):
@@ -174,7 +216,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     data: DataTable = DataTable()
     log: LogTable = LogTable()
     metrics: MetricsTable = MetricsTable()
+    web: WebTable = WebTable()
     model: ModelTable = ModelTable()
+    provider: dict[str, ProviderTable] = field(default_factory=dict)
+    price: dict[str, Price] = field(default_factory=dict)
     tools: ToolsTable = ToolsTable()
     memory: MemoryTable = MemoryTable()
     observer: ObserverTable = ObserverTable()
@@ -217,6 +262,7 @@ SECTIONS: Final[dict[str, type[Struct]]] = {
     "data": DataTable,
     "log": LogTable,
     "metrics": MetricsTable,
+    "web": WebTable,
     "model": ModelTable,
     "tools": ToolsTable,
     "memory": MemoryTable,
@@ -336,6 +382,15 @@ def _check(settings: Settings, where: str) -> None:
         check_name("swarm", name)
     for name in names:
         check_name("agent", name)
+    for name, provider in settings.provider.items():
+        check_name("provider", name)
+        if name not in PROFILES and not provider.base_url:
+            raise Rejected("bad_config", f"{where}: provider {name!r} needs a base_url: no such provider is known")
+    for name in settings.price:
+        if not all(name.partition(":")):
+            raise Rejected(
+                "bad_config", f'{where}: price {name!r} must be called by its model: [price."provider:model"]'
+            )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise Rejected("bad_config", f"{where}: two agents are called {twice[0]!r}")

@@ -22,8 +22,12 @@ class Model(Protocol):
 
     name: str
 
-    async def complete(self, request: ModelRequest) -> ModelReply:
-        """Return a validated reply. Raises `Fault` where another try may help, `Rejected` where it will not."""
+    async def complete(self, request: ModelRequest, on_delta: Callable[[str], None] | None = None) -> ModelReply:
+        """Make one call and return a validated reply; `on_delta` gets pieces of its text as they come.
+
+        Raises `Fault` where another try may help (after `retry_after_ms`, if that is said), `Rejected` where it will
+        not. What was handed to `on_delta` before a failure is void: the next try begins anew.
+        """
         ...
 
     async def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""The chat-completions format: a request as its JSON body, and the JSON answer as a validated reply.
+"""The chat-completions format: the JSON answer as a validated reply.
 
 Job: everything about the format that needs no network, so that hostile answers can be tested by the thousand.
 Invariants: whatever bytes a server sends, `parse_answer` returns a sound reply or raises `Fault` or `Rejected`.
@@ -8,15 +8,19 @@ Must not know: HTTP, keys, retries.
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 from msgspec import Struct, field
 
+from swarmd.adapters.chat_request import ANSWER_TOOL, as_json, unboxed
 from swarmd.core.errors import Fault, Rejected
-from swarmd.core.turns import Finish, ModelReply, ModelRequest, ToolCall, Turn, Usage
+from swarmd.core.turns import Finish, ModelReply, ModelRequest, ToolCall, Usage
 
 ERROR_CHARS_MAX = 500
+PROBLEM_CHARS_MAX = 200
+#: A single call that is said to cost more is an error of its gateway.
+COST_USD_MAX = 100_000
 # Servers differ in how they name the usual endings; a name that is not here is no ending we can trust.
 _FINISHES: dict[str, Finish] = {
     "stop": "stop",
@@ -32,7 +36,7 @@ _FINISHES: dict[str, Finish] = {
 
 class _Function(Struct):
     name: str
-    arguments: str | dict[str, Any] | None = None
+    arguments: Any = None
 
 
 class _Call(Struct):
@@ -57,36 +61,6 @@ class _Answer(Struct):
     usage: Any = None
 
 
-def request_body(request: ModelRequest, model: str, token_parameter: str) -> dict[str, Any]:
-    """The JSON body of a request: only fields that every compatible server is known to take."""
-    body: dict[str, Any] = {"model": model, "messages": [_message(turn) for turn in request.turns]}
-    if request.tools:
-        functions = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in request.tools]
-        body["tools"] = [{"type": "function", "function": function} for function in functions]
-    if request.temperature is not None:
-        body["temperature"] = request.temperature
-    if request.max_output_tokens is not None:
-        body[token_parameter] = request.max_output_tokens
-    return body
-
-
-def _message(turn: Turn) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
-    if turn.role == "tool":
-        message["tool_call_id"] = turn.tool_call_id
-    if turn.tool_calls:
-        message["content"] = turn.content or None
-        message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _json(call.arguments)}}
-            for call in turn.tool_calls
-        ]
-    return message
-
-
-def _json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
-
-
 def decode_body(payload: bytes) -> Any:
     """The JSON value of an answer. Raises `Fault("bad_answer")` for HTML and whatever else is not JSON."""
     try:
@@ -100,8 +74,9 @@ def decode_body(payload: bytes) -> Any:
 def parse_answer(body: Any, request: ModelRequest, model: str) -> ModelReply:
     """Validate the decoded body of a status-200 answer without an `error` object.
 
-    Raises `Fault("bad_answer" | "bad_tool_call")`: the next try may go better; `Rejected("output_cut")` when tool
-    arguments were cut off by the token limit: the next one would be, too.
+    Tool arguments that cannot be read leave their call with a `problem`. Raises `Fault("bad_answer" |
+    "bad_tool_call")`: the next try may go better; `Rejected("output_cut" | "content_filtered")` when tool arguments
+    were cut off by the token limit, or the answer by a filter: the next one would be, too.
     """
     try:
         answer = msgspec.convert(body, _Answer)
@@ -115,16 +90,30 @@ def parse_answer(body: Any, request: ModelRequest, model: str) -> ModelReply:
         raise Fault("bad_answer", f"the model's answer ends with finish_reason {choice.finish_reason!r}")
     calls = _tool_calls(choice.message.tool_calls or [], len(request.turns), finish)
     text = _text(choice.message.content)
+    usage = _usage(answer.usage, request, text, calls)
     if choice.message.refusal and not text and not calls:
         text, finish = choice.message.refusal, "content_filter"
+    elif finish == "content_filter":
+        raise Rejected("content_filtered", "the provider's content filter stopped the model's answer")
+    if request.schema is not None and finish != "content_filter":
+        text, calls = _shaped(text, calls, request.schema)
+        finish = "stop" if finish == "tool_calls" and not calls and text else finish
     if calls and finish == "stop":
         finish = "tool_calls"
     if finish == "tool_calls" and not calls:
         raise Fault("bad_answer", "the model announced tool calls and sent none")
     if finish == "stop" and not text.strip():
         raise Fault("bad_answer", "the model's answer holds neither text nor tool calls")
-    usage = _usage(answer.usage, request, text, calls)
     return ModelReply(text=text, finish=finish, model=answer.model or model, tool_calls=calls, usage=usage)
+
+
+def _shaped(text: str, calls: list[ToolCall], schema: dict[str, Any]) -> tuple[str, list[ToolCall]]:
+    """The answer as text, whichever way it came. With other tool calls beside it, it came too early and is dropped."""
+    others = [call for call in calls if call.name != ANSWER_TOOL]
+    final = next((call for call in calls if call.name == ANSWER_TOOL), None)
+    if final is not None and not others:
+        text = final.problem or as_json(final.arguments)  # words that are no JSON: the check will say so
+    return (text if others else unboxed(text, schema)), others
 
 
 def _text(content: str | list[dict[str, Any]] | None) -> str:
@@ -143,44 +132,48 @@ def _tool_calls(wire: list[_Call], turns: int, finish: Finish) -> list[ToolCall]
             given = f"call_{turns}_{index}"
         if not call.function.name:
             raise Fault("bad_tool_call", "the model called a tool without a name")
-        calls.append(ToolCall(id=given, name=call.function.name, arguments=_arguments(call.function, finish)))
+        arguments, problem = _arguments(call.function)
+        if problem and finish == "length":
+            raise Rejected("output_cut", f"the call of {call.function.name} was cut off: raise max_output_tokens")
+        calls.append(ToolCall(given, call.function.name, arguments, problem))
     return calls
 
 
-def _arguments(function: _Function, finish: Finish) -> dict[str, Any]:
-    if isinstance(function.arguments, dict):
-        return function.arguments
-    if not (function.arguments or "").strip():
-        return {}
-    try:
-        arguments = msgspec.json.decode(function.arguments or "")
-    except (msgspec.DecodeError, UnicodeEncodeError):
-        _bad_arguments(function, finish, "not valid JSON")
-    if arguments is None:
-        return {}
-    if not isinstance(arguments, dict):
-        _bad_arguments(function, finish, "no JSON object")
-    return arguments
-
-
-def _bad_arguments(function: _Function, finish: Finish, reason: str) -> NoReturn:
-    if finish == "length":
-        raise Rejected("output_cut", f"the call of {function.name} was cut off: raise max_output_tokens") from None
-    raise Fault("bad_tool_call", f"the model called {function.name} with arguments that are {reason}") from None
+def _arguments(function: _Function) -> tuple[dict[str, Any], str]:
+    """The arguments of a call, or in words for the model why they cannot be read."""
+    given = function.arguments
+    if isinstance(given, str):
+        try:
+            given = msgspec.json.decode(given) if given.strip() else {}
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+            return {}, _bounded(f"the arguments of {function.name} are not valid JSON: {error}", PROBLEM_CHARS_MAX)
+    if given is None:
+        return {}, ""
+    if not isinstance(given, dict):
+        return {}, f"the arguments of {function.name} must be a JSON object"
+    return given, ""
 
 
 def _usage(wire: Any, request: ModelRequest, text: str, calls: list[ToolCall]) -> Usage:
     if isinstance(wire, dict):
         billed = wire.get("prompt_tokens"), wire.get("completion_tokens")
         if all(type(tokens) is int and tokens >= 0 for tokens in billed):
-            return Usage(input_tokens=billed[0] or 0, output_tokens=billed[1] or 0)
+            return Usage(input_tokens=billed[0] or 0, output_tokens=billed[1] or 0, cost_microusd=_bill(wire))
     asked = sum(len(turn.content) + _call_chars(turn.tool_calls) for turn in request.turns)
     answered = len(text) + _call_chars(calls)
     return Usage(input_tokens=math.ceil(asked / 4), output_tokens=math.ceil(answered / 4), estimated=True)
 
 
+def _bill(usage: dict[str, Any]) -> int | None:
+    """What a gateway says that the call cost, given in dollars; rounded up to micro-USD."""
+    cost = usage.get("cost")
+    if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost < COST_USD_MAX:
+        return None
+    return math.ceil(round(cost * 1_000_000, 3))
+
+
 def _call_chars(calls: list[ToolCall]) -> int:
-    return sum(len(call.name) + len(_json(call.arguments)) for call in calls)
+    return sum(len(call.name) + len(as_json(call.arguments)) for call in calls)
 
 
 def error_text(body: Any) -> str:
@@ -190,9 +183,13 @@ def error_text(body: Any) -> str:
         if isinstance(text, dict) and text.get(key):
             text = text[key]
     if isinstance(text, list | dict):
-        text = _json(text)
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text or "")).split())
-    return line if len(line) <= ERROR_CHARS_MAX else line[: ERROR_CHARS_MAX - 1] + "\u2026"
+        text = as_json(text)
+    return _bounded(str(text or ""), ERROR_CHARS_MAX)
+
+
+def _bounded(text: str, chars_max: int) -> str:
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= chars_max else line[: chars_max - 1] + "\u2026"
 
 
 def error_code(body: Any) -> tuple[str, str]:
@@ -202,8 +199,3 @@ def error_code(body: Any) -> tuple[str, str]:
         return "", ""
     code, kind = inner.get("code"), inner.get("type")
     return str(code if code is not None else ""), str(kind or "")
-
-
-def names_parameter(body: Any, parameter: str) -> bool:
-    """Whether an error body points at this request field, in whatever shape the server reports it."""
-    return body is not None and parameter in _json(body)

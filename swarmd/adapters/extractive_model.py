@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -33,6 +34,9 @@ from swarmd.core.errors import Rejected
 from swarmd.core.turns import Finish, ModelReply, ModelRequest, Usage
 from swarmd.ranking import bm25, centrality, diverse, lexrank, tf_idf
 from swarmd.text import sentences, stems
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MODEL_NAME = "offline:extractive"
 OFFLINE_NOTICE = (
@@ -78,8 +82,8 @@ class ExtractiveModel:
     def __init__(self) -> None:
         self.name = MODEL_NAME
 
-    async def complete(self, request: ModelRequest) -> ModelReply:
-        """Summarise or answer from the last user turn.
+    async def complete(self, request: ModelRequest, on_delta: Callable[[str], None] | None = None) -> ModelReply:
+        """Summarise or answer from the last user turn; `on_delta` gets the text line by line.
 
         Raises `Rejected("no_user_turn")`, and `Rejected("input_too_large")` above 2,000,000 characters.
         """
@@ -95,6 +99,9 @@ class ExtractiveModel:
             text, finish = extract(user, request.max_output_tokens)
         else:  # ranking is pure computation: in a thread it does not hold up heartbeats
             text, finish = await asyncio.to_thread(extract, user, request.max_output_tokens)
+        if on_delta is not None:
+            for line in text.splitlines(keepends=True):
+                on_delta(line)
         chars = sum(len(turn.content) for turn in request.turns)
         usage = Usage(input_tokens=math.ceil(chars / 4), output_tokens=math.ceil(len(text) / 4), estimated=True)
         return ModelReply(text=text, finish=finish, model=MODEL_NAME, usage=usage)

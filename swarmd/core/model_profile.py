@@ -19,9 +19,9 @@ class Profile(Struct, frozen=True):
     """One provider. `base_url` "" has to be given by the user; without `api_key_env` and key file it wants no key.
 
     `token_parameter` carries the limit of output tokens; `stream_usage` asks for the usage of a stream; `structured`
-    is how a JSON Schema is asked for; `tools` is whether tools may be offered at all, `parallel_tools` whether several
-    calls may come in one answer; `system_role` is the role of instructions; `cost_in_usage` asks for the bill with
-    each answer.
+    is how a JSON Schema is asked for; `temperature` and `tools` say whether these may be sent at all, `parallel_tools`
+    whether several calls may come in one answer; `system_role` is the role of instructions; `cost_in_usage` asks for
+    the bill with each answer.
     """
 
     base_url: str = ""
@@ -31,6 +31,7 @@ class Profile(Struct, frozen=True):
     stream: bool = True
     stream_usage: bool = True
     structured: Structured = "json_schema"
+    temperature: bool = True
     tools: bool = True
     parallel_tools: bool = True
     system_role: SystemRole = "system"

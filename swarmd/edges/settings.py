@@ -20,6 +20,7 @@ from swarmd.adapters.nats_connect import NatsSettings, redact_url
 from swarmd.adapters.streams import StreamLimits
 from swarmd.adapters.tools import ToolSettings
 from swarmd.core.errors import Rejected
+from swarmd.core.model_profile import PROFILES, Profile
 from swarmd.core.office import LeaderSettings
 from swarmd.core.state import Limits
 
@@ -92,12 +93,30 @@ def _password(table: config.NatsTable) -> str:
 
 def _running_url(settings: Settings) -> str:
     """The address that the `up` of this data directory wrote down, while that `up` lives."""
+    ready = _running(settings)
+    return "" if ready is None else ready.nats
+
+
+def _running(settings: Settings) -> _Running | None:
     try:
         ready = msgspec.json.decode((data_dir(settings) / READY_FILE).read_bytes(), type=_Running)
         os.kill(ready.pids["up"], 0)
     except (OSError, msgspec.MsgspecError, KeyError):
-        return ""
-    return ready.nats
+        return None
+    return ready
+
+
+def running_web(settings: Settings) -> tuple[str, Path]:
+    """The address of the page that the `up` of this data directory serves, and that directory.
+
+    Raises `Rejected("not_running")` when there is none.
+    """
+    folder = data_dir(settings)
+    ready = _running(settings)
+    if ready is None or not ready.web:
+        why = "serves no page" if ready is not None else "is not running"
+        raise Rejected("not_running", f"the `up` of {folder} {why}: name its directory with --data DIR")
+    return ready.web, folder
 
 
 class _Running(Struct):
@@ -105,6 +124,7 @@ class _Running(Struct):
 
     nats: str
     pids: dict[str, int]
+    web: str = ""
 
 
 def admin_of(settings: Settings) -> NatsSettings:
@@ -141,6 +161,8 @@ def shown(settings: Settings) -> dict[str, Any]:
     tree: dict[str, Any] = msgspec.to_builtins(settings)
     for section, key in (("nats", "url"), ("model", "base_url"), ("memory", "uri")):
         tree[section][key] = redact_url(tree[section][key])
+    for provider in tree["provider"].values():
+        provider["base_url"] = redact_url(provider["base_url"])
     tree["swarm"] = {name: msgspec.to_builtins(table) for name, table in settings.swarms.items()}
     return tree
 
@@ -156,13 +178,43 @@ def stream_limits(settings: Settings) -> StreamLimits:
 
 
 def model_settings(settings: Settings) -> Callable[[str], ModelSettings]:
-    """From a model's name to its settings: all share the endpoint and key of the `[model]` section."""
+    """From a model's name to how it is reached: by its provider's table, the `[model]` section, and the profile.
+
+    Endpoint and key of `[model]` belong to the provider of the default model (openai beside the offline one): a key is
+    never sent to another provider's server.
+    """
     table = settings.model
+    default = table.name.partition(":")[0]
+    owner = "openai" if default == "offline" else default
 
     def named(name: str) -> ModelSettings:
-        return ModelSettings(name, table.base_url, table.api_key_env, table.api_key_file, table.timeout_ms)
+        provider = name.partition(":")[0]
+        own = settings.provider.get(provider, config.ProviderTable())
+        shared = table if provider == owner else config.ModelTable(api_key_env="")
+        # Without being set, this variable is OpenAI's: no other provider is asked with it.
+        shared_env = "" if shared.api_key_env == config.ModelTable().api_key_env else shared.api_key_env
+        own_key = own.api_key_env or own.api_key_file
+        return ModelSettings(
+            name,
+            own.base_url or shared.base_url,
+            own.api_key_env if own_key else shared_env,
+            own.api_key_file if own_key else shared.api_key_file,
+            own.timeout_ms or table.timeout_ms,
+            own.stall_ms or table.stall_ms,
+            profile_of(settings, provider),
+        )
 
     return named
+
+
+def profile_of(settings: Settings, provider: str) -> Profile | None:
+    """What a provider can do: its profile with the changes of its table; None for one that is not known."""
+    own, known = settings.provider.get(provider), PROFILES.get(provider)
+    if own is None:
+        return known
+    fields = {field.name for field in msgspec.structs.fields(Profile)} - {"base_url", "api_key_env", "key_required"}
+    changes = {name: value for name in fields if (value := getattr(own, name)) is not None}
+    return msgspec.structs.replace(known or Profile(), **changes)
 
 
 def tool_settings(settings: Settings) -> ToolSettings:

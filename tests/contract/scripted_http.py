@@ -77,3 +77,12 @@ def http(body: Any, status: int = 200, kind: str = "application/json", **headers
     lines += [f"Content-Type: {kind}"] if kind else []
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + content
+
+
+def streaming(*pieces: Any, done: bool = True, kind: str = "text/event-stream") -> bytes:
+    """A stream of server-sent events, one per piece (bytes are sent as they are), that ends with the connection."""
+    events = [
+        piece if isinstance(piece, bytes) else b"data: " + json.dumps(piece).encode() + b"\n\n" for piece in pieces
+    ]
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nConnection: close\r\n\r\n".encode()
+    return head + b"".join(events) + (b"data: [DONE]\n\n" if done else b"")

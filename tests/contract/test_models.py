@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 from swarmd.adapters.chat_format import decode_body, error_text, parse_answer
 from swarmd.adapters.extractive_model import MODEL_NAME, NOTHING_ANSWERS, ExtractiveModel
 from swarmd.adapters.models import ModelSettings, open_model
-from swarmd.adapters.openai_model import OpenAIModel, retry_after_ms
+from swarmd.adapters.openai_client import Endpoint, retry_after_ms
+from swarmd.adapters.openai_model import OpenAIModel
 from swarmd.core.errors import Fault, Rejected, SwarmdError
+from swarmd.core.model_profile import PROFILES, Profile
 from swarmd.core.turns import ModelReply, ModelRequest, ToolCall, ToolSpec, Turn
-from tests.contract.scripted_http import Asked, ScriptedServer, http, serving
+from tests.contract.scripted_http import Asked, ScriptedServer, http, serving, streaming
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,6 +46,10 @@ WEATHER = ToolSpec(
 )
 
 
+def model_at(url: str, model: str = "m", **settings: Any) -> OpenAIModel:
+    return OpenAIModel(model, Endpoint("openai", url, settings.pop("key", KEY), **settings))
+
+
 def request(text: str = TEXT, **settings: Any) -> ModelRequest:
     return ModelRequest(turns=[Turn("system", "Be brief."), Turn("user", text)], **settings)
 
@@ -54,7 +60,7 @@ async def model(request: pytest.FixtureRequest) -> AsyncIterator[Model]:
     if request.param == "offline":
         opened = ExtractiveModel()
     else:
-        opened = OpenAIModel("gpt-4o-mini", request.getfixturevalue("llmock").base_url(), KEY)
+        opened = model_at(request.getfixturevalue("llmock").base_url(), "gpt-4o-mini")
     yield opened
     await opened.close()
 
@@ -120,7 +126,7 @@ class TestIndependentServer:
     """Against llmock, which also judges the client: no retries of its own, no truncated answer accepted."""
 
     async def ask(self, llmock: Any, **settings: Any) -> ModelReply:
-        model = OpenAIModel("gpt-4o-mini", llmock.base_url(), KEY)
+        model = model_at(llmock.base_url(), "gpt-4o-mini")
         try:
             return await model.complete(request(**settings))
         finally:
@@ -135,9 +141,10 @@ class TestIndependentServer:
 
     async def test_malformed_tool_arguments(self, llmock: Any) -> None:
         llmock.break_tool_call("malformed_arguments")
-        with pytest.raises(Fault) as caught:
-            await self.ask(llmock, tools=[WEATHER])
-        assert caught.value.code == "bad_tool_call"
+        reply = await self.ask(llmock, tools=[WEATHER])
+        assert reply.finish == "tool_calls"
+        assert reply.tool_calls[0].arguments == {}
+        assert "not valid JSON" in reply.tool_calls[0].problem
 
     async def test_rate_limit_is_reported_once_with_its_wait(self, llmock: Any) -> None:
         llmock.rate_limit(times=1, retry_after=2)
@@ -199,7 +206,7 @@ def calling(arguments: Any, finish: str = "tool_calls", **call: Any) -> dict[str
 @asynccontextmanager
 async def scripted(answer: Any, **settings: Any) -> AsyncIterator[tuple[OpenAIModel, ScriptedServer]]:
     async with serving(answer) as server:
-        model = OpenAIModel("m", f"{server.url}/v1/", KEY, **settings)
+        model = model_at(f"{server.url}/v1/", **settings)
         try:
             yield model, server
         finally:
@@ -238,8 +245,7 @@ class TestForeignAnswers:
             (choice(content=""), Fault, "bad_answer"),
             (choice(content=7), Fault, "bad_answer"),
             (choice(finish="tool_calls"), Fault, "bad_answer"),
-            (calling('{"city": '), Fault, "bad_tool_call"),
-            (calling('["Paris"]'), Fault, "bad_tool_call"),
+            (choice(finish="content_filter"), Rejected, "content_filtered"),
             (calling('{"city": ', finish="length"), Rejected, "output_cut"),
         ],
     )
@@ -276,6 +282,29 @@ class TestForeignAnswers:
         assert isinstance(reply, ModelReply)
         assert reply.tool_calls == [ToolCall("a", "weather", {})]
 
+    @pytest.mark.parametrize(
+        ("arguments", "words"), [('{"city": ', "not valid JSON"), ('["Paris"]', "JSON object"), (7, "JSON object")]
+    )
+    async def test_unreadable_arguments_are_told_to_the_model(self, arguments: Any, words: str) -> None:
+        reply = await outcome(http(calling(arguments)))
+        assert isinstance(reply, ModelReply)
+        assert reply.tool_calls[0].arguments == {}
+        assert words in reply.tool_calls[0].problem
+
+    @pytest.mark.parametrize(
+        ("code", "ours"), [("content_filter", "content_filtered"), ("context_length_exceeded", "context_too_long")]
+    )
+    async def test_codes_say_more_than_the_status(self, code: str, ours: str) -> None:
+        result = await outcome(http({"error": {"code": code, "message": "no"}}, 400))
+        assert isinstance(result, Rejected)
+        assert result.code == ours
+
+    async def test_a_bill_in_the_usage_is_taken_over(self) -> None:
+        body = choice() | {"usage": {"prompt_tokens": 7, "completion_tokens": 2, "cost": 0.0001231}}
+        reply = await outcome(http(body))
+        assert isinstance(reply, ModelReply)
+        assert reply.usage.cost_microusd == 124
+
     async def test_content_in_parts_and_refusals(self) -> None:
         parts = await outcome(http(choice(content=[{"type": "text", "text": "Fi"}, {"type": "text", "text": "ne."}])))
         refused = await outcome(http(choice(content=None, refusal="I will not.")))
@@ -306,7 +335,7 @@ class TestForeignAnswers:
         assert silent.code == "model_timeout"
         async with serving(b"") as server:
             url = server.url
-        closed = OpenAIModel("m", url, KEY)
+        closed = model_at(url)
         with pytest.raises(Fault) as caught:
             await closed.complete(request())
         assert caught.value.code == "model_unreachable"
@@ -375,14 +404,14 @@ class TestTheKeyStaysSecret:
     @pytest.mark.parametrize("key", ["sk-canary\n1", "sk canary", "sk-canar\u00fc"])
     def test_a_key_that_no_header_can_carry(self, key: str) -> None:
         with pytest.raises(Rejected) as caught:
-            OpenAIModel("m", "http://127.0.0.1:1", key)
+            model_at("http://127.0.0.1:1", key=key)
         assert "canar" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["ftp://x/v1", "x", "http://", "http://u:p@x/v1", "http://x:y/v1", "http://x/v1?a=b"])
 def test_a_bad_base_url_is_refused_at_once(url: str) -> None:
     with pytest.raises(Rejected) as caught:
-        OpenAIModel("m", url, KEY)
+        model_at(url)
     assert caught.value.code == "bad_base_url"
 
 

@@ -79,6 +79,9 @@ def test_a_key_like_no_other_lists_those_there_are() -> None:
         ('[[agent]]\nname = "a"', "instructions"),
         ('[hive]\nswarms = ["b"]', "'b'"),
         ('[hive]\nname = "main"', "both called 'main'"),
+        ("[provider.mine]\nconcurrency_max = 3", "provider 'mine' needs a base_url"),
+        ('[price."gpt"]\ninput = 1\noutput = 1', "must be called by its model"),
+        ('[price."a:b"]\ninput = -1\noutput = 1', "price"),
         ('[[agent]]\nname="a"\ninstructions=""\n[[agent]]\nname="a"\ninstructions=""', "two agents"),
         ('[[agent]]\nname="a"\ninstructions=""\nswarms=["x"]', "'x'"),
         ("nats = 1", "nats"),
@@ -146,6 +149,8 @@ def test_the_sample_lists_every_setting_with_its_default() -> None:
     assert settings.swarm == {"main": config.SwarmTable()}
     assert set(tree["hive"]) == _fields(config.HiveTable)
     assert set(tree["agent"][0]) == _fields(config.AgentTable)
+    assert set(tree["provider"]["local"]) == _fields(config.ProviderTable)
+    assert set(tree["price"]["local:my-model"]) == _fields(config.Price)
     assert set(tree["program"]["shouter"]) == _fields(config.ProgramTable)
 
 
