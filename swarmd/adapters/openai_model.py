@@ -10,7 +10,7 @@ Must not know: agents, prompts, prices.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from swarmd.adapters.chat_format import decode_body, parse_answer
 from swarmd.adapters.chat_request import TOKEN_FIELDS, adapted, request_body
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from swarmd.core.turns import ModelReply, ModelRequest
 
     OnDelta = Callable[[str], None]
+
+
+#: Fields of other providers, which the package passes on without knowing them.
+FOREIGN_FIELDS: Final = ("usage",)
 
 
 class OpenAIModel:
@@ -125,7 +129,9 @@ class OpenAIModel:
     async def _exchange(self, client: openai.AsyncOpenAI, body: dict[str, Any], call: _Call) -> Any:
         """Send, read with a bound on size and silence, decode. Raises what `_send` translates."""
         create = client.chat.completions.with_streaming_response.create
-        async with create(**body) as raw:
+        foreign = {name: body[name] for name in FOREIGN_FIELDS if name in body}
+        known = {name: value for name, value in body.items() if name not in foreign}
+        async with create(**known, extra_body=foreign or None) as raw:
             kind = raw.headers.get("content-type", "")
             reading = _Stream(self._endpoint, call) if "event-stream" in kind else _Whole(self._endpoint)
             silence_s = self._endpoint.stall_ms / 1000 if call.streamed else None

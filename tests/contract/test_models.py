@@ -25,7 +25,8 @@ from swarmd.adapters.openai_model import OpenAIModel
 from swarmd.core.errors import Fault, Rejected, SwarmdError
 from swarmd.core.model_profile import PROFILES, Profile
 from swarmd.core.turns import ModelReply, ModelRequest, ToolCall, ToolSpec, Turn
-from tests.contract.scripted_http import Asked, ScriptedServer, http, serving, streaming
+from swarmd.structured import Structured, complete_structured, read_json
+from tests.contract.scripted_http import Asked, ScriptedServer, http, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,6 +45,13 @@ WEATHER = ToolSpec(
     description="The weather of a city.",
     parameters={"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 )
+
+PERSON: dict[str, Any] = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
 
 
 def model_at(url: str, model: str = "m", **settings: Any) -> OpenAIModel:
@@ -380,6 +388,116 @@ class TestTokenParameter:
             with pytest.raises(Rejected, match="max_tokens refused"):
                 await model.complete(request(max_output_tokens=5))
         assert len(server.asked) == 2
+
+
+@needs_openai
+class TestProfiles:
+    """What is sent follows the profile, and what a server refuses by name is left out from then on."""
+
+    async def sent(self, profile: Profile, asked: ModelRequest, reply: Any = None) -> dict[str, Any]:
+        async with scripted(http(reply or choice("{}")), profile=profile) as (model, server):
+            await model.complete(asked)
+        body: dict[str, Any] = server.asked[0].json()
+        return body
+
+    async def test_roles_limits_and_bills(self) -> None:
+        plain = await self.sent(Profile(), request(max_output_tokens=5, temperature=0.5))
+        assert set(plain) == {"model", "messages", "max_tokens", "temperature"}
+        other = Profile(system_role="developer", temperature=False, cost_in_usage=True, parallel_tools=False)
+        body = await self.sent(other, request(temperature=0.5, tools=[WEATHER]))
+        assert [message["role"] for message in body["messages"]] == ["developer", "user"]
+        assert "temperature" not in body
+        assert (body["usage"], body["parallel_tool_calls"]) == ({"include": True}, False)
+        assert (await self.sent(PROFILES["openai"], request(max_output_tokens=5)))["max_completion_tokens"] == 5
+
+    async def test_tools_are_refused_before_the_call_where_there_are_none(self) -> None:
+        result = await outcome(http(choice()), request(tools=[WEATHER]), profile=Profile(tools=False))
+        assert isinstance(result, Rejected)
+        assert result.code == "tools_unsupported"
+
+    async def test_a_schema_goes_as_the_profile_says(self) -> None:
+        asked = request(schema=PERSON)
+        body = await self.sent(Profile(), asked)
+        assert body["response_format"]["json_schema"] == {"name": "final_answer", "schema": PERSON, "strict": True}
+        called = calling('{"name": "Ada"}')
+        called["choices"][0]["message"]["tool_calls"][0]["function"]["name"] = "final_answer"
+        body = await self.sent(Profile(structured="tool"), asked, called)
+        assert body["tools"][0]["function"]["parameters"] == PERSON
+        assert body["tool_choice"]["function"]["name"] == "final_answer"
+        body = await self.sent(Profile(structured="prompt"), asked)
+        assert "JSON Schema" in body["messages"][0]["content"]
+        assert not {"tools", "response_format"} & set(body)
+
+    @pytest.mark.parametrize("structured", ["json_schema", "tool"])
+    async def test_a_schema_of_no_object_is_boxed_and_unboxed(self, structured: Any) -> None:
+        boxed = choice('{"value": [1, 2]}')
+        if structured == "tool":
+            boxed = calling({"value": [1, 2]})
+            boxed["choices"][0]["message"]["tool_calls"][0]["function"]["name"] = "final_answer"
+        asked = request(schema={"type": "array", "items": {"type": "integer"}})
+        reply = await outcome(http(boxed), asked, profile=Profile(structured=structured))
+        assert isinstance(reply, ModelReply)
+        assert (reply.text, reply.finish, reply.tool_calls) == ("[1,2]", "stop", [])
+
+    async def test_a_refused_way_of_asking_is_replaced_by_the_next(self) -> None:
+        def answer(asked: Asked) -> bytes:
+            for name in ("response_format", "tool_choice", "temperature"):
+                if name in asked.json():
+                    return http({"detail": [{"loc": ["body", name], "msg": "extra"}]}, 422)
+            return http(choice('{"name": "Ada"}'))
+
+        async with scripted(answer) as (model, server):
+            for _ in range(2):
+                reply = await model.complete(request(schema=PERSON, temperature=0.1))
+                assert reply.text == '{"name": "Ada"}'
+        assert len(server.asked) == 5
+
+
+class TestStructuredAnswers:
+    """The loop of repairs: each is a call of its own, the model is told what is wrong, and it ends."""
+
+    async def ask(self, *answers: str, schema: Any = None) -> tuple[Any, list[ModelRequest]]:
+        asked: list[ModelRequest] = []
+
+        async def call(wanted: ModelRequest) -> ModelReply:
+            asked.append(wanted)
+            return ModelReply(answers[len(asked) - 1], "stop", "x:y")
+
+        return await complete_structured(request(schema=schema or PERSON), call), asked
+
+    async def test_a_wrong_answer_is_repaired(self) -> None:
+        result, asked = await self.ask("Sure!", '{"name": 1}', '```json\n{"name": "Ada"}\n```')
+        assert isinstance(result, Structured)
+        assert (result.value, len(result.replies)) == ({"name": "Ada"}, 3)
+        assert "not valid JSON" in asked[1].turns[-1].content
+        assert "$.name: must be string" in asked[2].turns[-1].content
+        assert len(asked[1].turns) == len(asked[2].turns) == 4
+
+    async def test_it_ends(self) -> None:
+        with pytest.raises(Rejected, match=r"\$\.name: is missing") as caught:
+            await self.ask("{}", "{}", "{}")
+        assert caught.value.code == "schema_mismatch"
+
+    async def test_a_bad_schema_costs_no_call(self) -> None:
+        with pytest.raises(Rejected) as caught:
+            await self.ask(schema={"type": "persno"})
+        assert caught.value.code == "bad_schema"
+
+    @pytest.mark.parametrize(
+        "text", ['{"a": 1}', 'Here: {"a": 1}. Done.', '```\n{"a": 1}\n```', '```json\n{"a": 1}```']
+    )
+    def test_json_is_found_in_prose(self, text: str) -> None:
+        assert read_json(text) == {"a": 1}
+
+    @needs_llmock
+    async def test_against_an_independent_server(self, llmock: Any) -> None:
+        llmock.reply("no JSON at all")
+        model = model_at(llmock.base_url(), "gpt-4o-mini")
+        result = await complete_structured(request(schema=PERSON), model.complete)
+        await model.close()
+        assert isinstance(result, Structured)
+        assert isinstance(result.value["name"], str)
+        assert len(result.replies) == 2
 
 
 @needs_openai
