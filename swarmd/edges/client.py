@@ -24,6 +24,7 @@ from swarmd.core.errors import UNREADABLE, Conflict, Fault, Rejected
 from swarmd.core.events import Failure
 from swarmd.core.ids import uuid7
 from swarmd.core.wire import Outcome, Receipt, Submission, TaskQuery
+from swarmd.edges.people import People
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -59,11 +60,14 @@ class Handle(Struct, frozen=True):
     task: str
 
 
-class Client:
-    """A connection to one swarm. Use `async with Client.connect(url, swarm="main") as client`."""
+class Client(People):
+    """A connection to one swarm. Use `async with Client.connect(url, swarm="main") as client`.
+
+    Tasks and outcomes are served here, what people say to a swarm in `People`.
+    """
 
     def __init__(self, bus: NatsBus, swarm: str) -> None:
-        self._bus, self._swarm = bus, swarm
+        super().__init__(bus, swarm)
         self._blobs = NatsBlobs(bus, swarm)
         self._clock, self._entropy = SystemClock(), SystemEntropy()
         self._inbox = bus.inbox()

@@ -57,7 +57,7 @@ def swarmd(*arguments: str, environ: Mapping[str, str] = NONE) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def _main(arguments: list[str], stdin: str) -> Done:
+def main_here(arguments: list[str], stdin: str) -> Done:
     """`swarmd.edges.cli.main` with streams and environment of its own."""
     out, err = io.StringIO(), io.StringIO()
     kept = dict(os.environ), sys.stdin
@@ -88,7 +88,7 @@ class RunningUp:
         self.data = data
         self._errors = data.parent / f"{data.name}.err"
         command = [sys.executable, "-P", "-m", "swarmd", "up", "--json", "--data", str(data)]
-        command += ["--port", "0", "--metrics-port", "0", *flags]
+        command += ["--port", "0", "--metrics-port", "0", "--web-port", "0", *flags]
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=errors, env={**PLAIN, **environ}, cwd=cwd
@@ -129,7 +129,7 @@ class RunningUp:
         On a thread of its own: a command brings its own event loop.
         """
         with ThreadPoolExecutor(1) as threads:
-            return threads.submit(_main, ["--nats", str(self.ready["nats"]), *arguments], stdin).result()
+            return threads.submit(main_here, ["--nats", str(self.ready["nats"]), *arguments], stdin).result()
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Signal it and wait; the exit code. Idempotent."""

@@ -47,6 +47,7 @@ _OVERRIDES: Final = {
     "log_level": ("log", "level"),
     "port": ("broker", "port"),
     "metrics_port": ("metrics", "port"),
+    "web_port": ("web", "port"),
     "memory": ("memory", "name"),
     "replies_prefixed": ("nats", "replies_prefixed"),
 }
@@ -80,10 +81,10 @@ def common() -> argparse.ArgumentParser:
 class Commands:
     """Adds commands to the parser, each with its help, an example and the global flags."""
 
-    def __init__(self, parser: argparse.ArgumentParser, shared: argparse.ArgumentParser) -> None:
+    def __init__(self, parser: argparse.ArgumentParser, shared: argparse.ArgumentParser, required: bool = True) -> None:
         self._shared = shared
-        self._prefix = parser.prog
-        self._children = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+        self.parser = parser
+        self._children = parser.add_subparsers(metavar="COMMAND", dest="command", required=required)
 
     def add(
         self, name: str, run: Callable[[argparse.Namespace], int] | None, summary: str, example: str
@@ -101,9 +102,11 @@ class Commands:
             parser.set_defaults(run=run)
         return parser
 
-    def group(self, name: str, summary: str, example: str) -> Commands:
-        """A command that has commands of its own."""
-        return Commands(self.add(name, None, summary, example), self._shared)
+    def group(
+        self, name: str, summary: str, example: str, run: Callable[[argparse.Namespace], int] | None = None
+    ) -> Commands:
+        """A command that has commands of its own; `run` is what it does without one of them."""
+        return Commands(self.add(name, run, summary, example), self._shared, required=run is None)
 
 
 def wants_json(args: argparse.Namespace) -> bool:

@@ -11,7 +11,7 @@ from swarmd.edges.cli import flags
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ROLES = ("orchestrator", "worker", "observer", "memory", "delegate", "hivemind")
+ROLES = ("orchestrator", "worker", "observer", "memory", "delegate", "hivemind", "web")
 
 
 def add(commands: flags.Commands, argv: Sequence[str]) -> None:
@@ -19,6 +19,9 @@ def add(commands: flags.Commands, argv: Sequence[str]) -> None:
     up = commands.add("up", _up, "run everything on this machine", "swarmd up --data ./swarmd-data --port 4222")
     up.add_argument("--port", type=int, default=None, help="of the broker it starts (default: 4222; 0: any free one)")
     up.add_argument("--metrics-port", type=int, default=None, help="of /metrics and /readyz (default: 9464; 0: any)")
+    up.add_argument(
+        "--web-port", type=int, default=None, help="of the page for people (default: 9465; 0: any free one)"
+    )
     up.add_argument("--agents", action="append", metavar="MODULE", help="agents of every swarm; may be repeated")
     _add_run(commands)
     demo = commands.add("demo", _run_module, "run the main job on real files", "swarmd demo docs README.md")
@@ -43,6 +46,7 @@ def _add_run(commands: flags.Commands) -> None:
     run.add_argument("--memory", default=None, metavar="NAME", help="the shared memory (default: shared)")
     run.add_argument("--rebuild", action="store_true", help="memory: drop the store and fill it from the log")
     run.add_argument("--metrics-port", type=int, default=0, help="of /metrics and /readyz (default: any free one)")
+    run.add_argument("--web-port", type=int, default=None, help="web: of the page (default: 9465; 0: any free one)")
     run.add_argument("--replies-prefixed", action=argparse.BooleanOptionalAction, default=None,
                      help="orchestrator: outcomes cross accounts (default: with --user-file)")  # fmt: skip
     run.add_argument("--parent", type=int, default=0, help=argparse.SUPPRESS)

@@ -6,6 +6,7 @@ Must not know which command it serves.
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 ASK_TIMEOUT_MS: Final = 10_000
 CONNECT_TIMEOUT_MS: Final = 2_000
+#: The controls that JSON leaves as they are: some terminals take U+009B for the start of a command.
+_CONTROLS: Final = re.compile("[\x7f-\x9f]")
 
 
 class _Answer(Struct):
@@ -99,7 +102,8 @@ def run(args: argparse.Namespace, act: Callable[[Session], Awaitable[int]]) -> i
 
 
 def as_json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
+    """One line of JSON; what a terminal might obey is written as escapes."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", msgspec.json.encode(value).decode())
 
 
 def note(text: str) -> None:
