@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from swarmd.core.errors import Fault, Rejected
     from swarmd.core.wire import Submission
     from swarmd.edges.client import Client, Handle, TaskFailed
-    from swarmd.roles.attempt import AgentFailed, ChildFailed, Context
+    from swarmd.roles.attempt import AgentFailed, ChildFailed
+    from swarmd.roles.context import Context
     from swarmd.sdk import Agent, agent
     from swarmd.sdk_tools import tool
 
@@ -35,7 +36,7 @@ _HOMES = {
     "AgentFailed": "swarmd.roles.attempt",
     "ChildFailed": "swarmd.roles.attempt",
     "Client": "swarmd.edges.client",
-    "Context": "swarmd.roles.attempt",
+    "Context": "swarmd.roles.context",
     "Fault": "swarmd.core.errors",
     "Handle": "swarmd.edges.client",
     "Rejected": "swarmd.core.errors",

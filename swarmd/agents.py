@@ -11,7 +11,7 @@ from swarmd.core.turns import Turn
 from swarmd.sdk import agent
 
 if TYPE_CHECKING:
-    from swarmd.roles.attempt import Context
+    from swarmd.roles.context import Context
 
 SUMMARISE: Final = "Summarise the text in three to five sentences. Use only what it says."
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, overload
 
 from swarmd.core.ids import check_name
@@ -10,18 +10,33 @@ from swarmd.core.ids import check_name
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from swarmd.roles.attempt import Context
+    from swarmd.roles.context import Context
 
 AgentFunction = Callable[["Context", Any], Awaitable[Any]]
 _MARK = "__swarmd_agent__"
 
 
-class Agent:
-    """Something a worker can run: a name and an async function of (context, input) that returns JSON-able output."""
+#: For each former version the new names of its steps; steps that are not named keep theirs.
+Migrations = Mapping[str, Mapping[str, str]]
 
-    def __init__(self, name: str, run: AgentFunction) -> None:
+
+class Agent:
+    """Something a worker can run: a name and an async function of (context, input) that returns JSON-able output.
+
+    A task stays with the `version` it began with. Members that offer another one run it only if that `migrates` from
+    the first: their code must then go through the recorded steps, under their new names, as the old code did.
+    """
+
+    def __init__(self, name: str, run: AgentFunction, version: str = "1", migrates: Migrations | None = None) -> None:
         self.name = check_name("agent", name)
         self.run = run
+        self.version = check_name("version", version)
+        self.migrates = {check_name("version", old): dict(names) for old, names in (migrates or {}).items()}
+
+    @property
+    def versions(self) -> list[str]:
+        """What it can run, its own version first."""
+        return [self.version, *self.migrates]
 
     def __repr__(self) -> str:
         return f"Agent({self.name!r})"
@@ -32,11 +47,22 @@ def agent(function: AgentFunction) -> AgentFunction: ...
 
 
 @overload
-def agent(*, name: str) -> Callable[[AgentFunction], AgentFunction]: ...
+def agent(
+    *, name: str = "", version: str = "1", migrates: Migrations | None = None
+) -> Callable[[AgentFunction], AgentFunction]: ...
 
 
-def agent(function: AgentFunction | None = None, *, name: str = "") -> Any:
+def agent(
+    function: AgentFunction | None = None,
+    *,
+    name: str = "",
+    version: str = "1",
+    migrates: Migrations | None = None,
+) -> Any:
     """Mark an async function as an agent, under its own name or `name`; the function stays callable.
+
+    Raise `version` when tasks under way could not go on with the new code; `migrates={"1": {"old": "new"}}` lets it
+    take over tasks of version 1 whose steps were renamed.
 
     @agent
     async def greet(ctx, who):
@@ -44,7 +70,7 @@ def agent(function: AgentFunction | None = None, *, name: str = "") -> Any:
     """
 
     def mark(marked: AgentFunction) -> AgentFunction:
-        setattr(marked, _MARK, Agent(name or getattr(marked, "__name__", ""), marked))
+        setattr(marked, _MARK, Agent(name or getattr(marked, "__name__", ""), marked, version, migrates))
         return marked
 
     return mark if function is None else mark(function)

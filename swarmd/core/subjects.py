@@ -27,6 +27,10 @@ def memory_stream(memory: str) -> str:
     return f"MEM_{memory}"
 
 
+def rate_stream(swarm: str) -> str:
+    return f"RATE_{swarm}"
+
+
 def log(swarm: str, role: str, writer: str) -> str:
     return f"swarm.{swarm}.log.{role}.{writer}"
 
@@ -51,6 +55,10 @@ def lease(swarm: str) -> str:
     return f"swarm.{swarm}.lease"
 
 
+def rate(swarm: str, provider: str) -> str:
+    return f"swarm.{swarm}.rate.{provider}"
+
+
 def ctl(swarm: str, verb: str) -> str:
     return f"swarm.{swarm}.ctl.{verb}"
 
@@ -73,6 +81,10 @@ def beat(swarm: str) -> str:
 
 def event(swarm: str, task: str, kind: str) -> str:
     return f"swarm.{swarm}.event.{task}.{kind}"
+
+
+def delta(swarm: str, task: str) -> str:
+    return f"swarm.{swarm}.delta.{task}"
 
 
 def memory_log(memory: str, role: str, writer: str) -> str:

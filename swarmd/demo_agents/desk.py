@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from swarmd.core.memory import RecalledPassage
-    from swarmd.roles.attempt import Context
+    from swarmd.roles.context import Context
 
 RECALLED: Final = 8
 

@@ -17,7 +17,8 @@ from swarmd.sdk import agent
 
 if TYPE_CHECKING:
     from swarmd.core.wire import Outcome
-    from swarmd.roles.attempt import Child, Context
+    from swarmd.roles.attempt import Child
+    from swarmd.roles.context import Context
 
 LIBRARY: Final = "library"
 DESK: Final = "desk"

@@ -18,7 +18,7 @@ from swarmd.text import paragraphs
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from swarmd.roles.attempt import Context
+    from swarmd.roles.context import Context
 
 PASSAGE_CHARS: Final = 1_200
 #: A part of a long document that is summarised by one model call; the summaries of the parts are summarised again.

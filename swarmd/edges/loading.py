@@ -15,7 +15,7 @@ from swarmd.adapters.models import ModelSettings, open_model
 from swarmd.adapters.programs import SubprocessPrograms
 from swarmd.adapters.tools import ToolSettings, open_tools
 from swarmd.core.errors import Rejected
-from swarmd.roles.llm_agent import MEMORY_TOOLS, llm_agent
+from swarmd.roles.llm_agent import CONTEXT_TOOLS, llm_agent
 from swarmd.roles.program_agent import program_agent
 from swarmd.sdk import Agent, agents_in
 
@@ -79,10 +79,11 @@ def load_agents(
         for agent in _agents_of(module):
             _add(found, agent, f"module {module}")
     for spec in declared:
-        if spec.model:
-            models(spec.model)
+        for model in [spec.model] if isinstance(spec.model, str) else spec.model:
+            if model:
+                models(model)
         for tool in spec.tools:
-            if tool not in MEMORY_TOOLS:
+            if tool not in CONTEXT_TOOLS:
                 tools(tool)
         _add(found, llm_agent(spec, tools.spec), "a declaration")
     processes = SubprocessPrograms(os.environ)

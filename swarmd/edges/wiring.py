@@ -28,10 +28,10 @@ from swarmd.ports import Model, Tool
 from swarmd.roles.attempt import AttemptPorts
 from swarmd.roles.child import ChildSwarm
 from swarmd.roles.delegate import Delegate, DelegatePorts, DelegateSettings
-from swarmd.roles.member import MemberPorts, MemberProcess
+from swarmd.roles.member import MemberPorts, MemberProcess, MemberSettings
 from swarmd.roles.orchestrator import Orchestrator, OrchestratorPorts
 from swarmd.roles.replica import load_state
-from swarmd.roles.worker import NodeOffer, Worker, WorkerSettings
+from swarmd.roles.worker import NodeOffer, Worker
 from swarmd.roles.writer import LogWriter, sign
 from swarmd.sdk import Agent
 
@@ -267,15 +267,18 @@ async def run_worker(
             blobs=NatsBlobs(wire.bus, options.swarm),
             bus=wire.bus,
             clock=CLOCK,
+            entropy=ENTROPY,
             writer=writer,
             models=options.models,
             tools=options.tools,
             run_tool=options.run_tool,
             meter=telemetry,
+            swarm=options.swarm,
             memory=options.memory,
+            default_model=options.default_model,
         )
         nodes = [NodeOffer(mint(), options.agents, options.capacity, options.labels) for _ in range(options.nodes)]
-        settings = WorkerSettings(options.swarm, options.name, boot, options.default_model)
+        settings = MemberSettings(options.swarm, options.name, boot)
         worker = Worker(settings, nodes, ports, heart.bus)
         drained, back = _Drained(worker, options.drain_ms), _told_of_return(writer, log)
         await live((wire, heart), drained, stop, ready, reconnected=back, serving=worker.joined)

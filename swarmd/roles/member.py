@@ -18,7 +18,19 @@ from swarmd.core import subjects
 from swarmd.core.errors import UNREADABLE, Fault, Rejected
 from swarmd.core.events import Event, Fact, Failed, Failure, MemberJoined, MemberLeft
 from swarmd.core.link import Receiver
-from swarmd.core.wire import Beat, ChildDone, Dispatch, Heartbeat, Rejoin, Report, Start, Stop
+from swarmd.core.wire import (
+    Beat,
+    ChildDone,
+    Dispatch,
+    Heartbeat,
+    Instruct,
+    Pause,
+    Rejoin,
+    Report,
+    Start,
+    Stop,
+    WaitDone,
+)
 from swarmd.ports import Bus, Clock, Meter, Stored
 from swarmd.roles.writer import LogWriter
 
@@ -95,6 +107,9 @@ class MemberProcess:
 
     def child_done(self, item: ChildDone) -> None:
         """A child of a running attempt has its verdict."""
+
+    def tell(self, item: WaitDone | Instruct | Pause) -> None:
+        """Something for a running attempt."""
 
     # --- life ---
 
@@ -179,6 +194,8 @@ class MemberProcess:
                     self.stop((task, epoch))
                 case ChildDone():
                     self.child_done(item)
+                case WaitDone() | Instruct() | Pause():
+                    self.tell(item)
                 case Report():
                     self._list_wanted.set()
                 case Rejoin():

@@ -6,7 +6,7 @@ Handlers run on the read loop and return at once; replies queue in `replies` unt
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -18,9 +18,10 @@ from swarmd.core.ids import is_plain, uuid7
 from swarmd.core.outcomes import outcome_at
 from swarmd.core.status import swarm_status, task_status
 from swarmd.core.wire import Outcome, Receipt
+from swarmd.roles.people_requests import PeopleRequests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from swarmd.core.leader import Leader
     from swarmd.core.state import Tombstone
@@ -62,6 +63,7 @@ class Requests:
             "status": self._on_status,
             "cancel": self._on_cancel,
             "redrive": self._on_redrive,
+            **PeopleRequests(leader, log, self._reply, self._later, _ResultAsk).verbs(),
         }
 
     def answer(self, ask: object, answer: Receipt | Outcome) -> None:
@@ -92,6 +94,18 @@ class Requests:
         """A verdict of a task that has ended, read back from the log."""
         (record,) = await self._log.read([buried.verdict[0]])
         return outcome_at(Codec().decode(record), task_id, buried.verdict, buried.state)
+
+    def _later(self, reply: str, work: Coroutine[Any, Any, None]) -> None:
+        """What must wait for the log is done beside the read loop; what is wrong with it is answered."""
+
+        async def run() -> None:
+            try:
+                await work
+            except SwarmdError as error:
+                self._reply_error(reply, error)
+            self._changed()
+
+        self.group.create_task(run())
 
     def take(self, message: Received) -> None:
         """Serve one request on `ctl.<verb>`; what is wrong with it is answered, never raised."""

@@ -12,7 +12,10 @@ from msgspec import Struct
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import Completed, Fact, MemberJoined, Returned
 from swarmd.core.ids import node_member
-from swarmd.roles.attempt import AgentFailed, AttemptPorts, Context
+from swarmd.core.state import FIRST_VERSION
+from swarmd.core.wire import Instruct, Pause, WaitDone
+from swarmd.roles.attempt import AgentFailed, AttemptPorts
+from swarmd.roles.context import Context
 from swarmd.roles.member import MemberPorts, MemberProcess, MemberSettings, failed
 from swarmd.sdk import Agent
 
@@ -34,18 +37,12 @@ class NodeOffer(Struct, frozen=True):
     labels: Mapping[str, str] = {}
 
 
-class WorkerSettings(MemberSettings, frozen=True):
-    """Where a worker belongs and how it behaves."""
-
-    default_model: str = "offline:extractive"
-
-
 class Worker(MemberProcess):
     """Any number of nodes in one process. `resumed`, `replayed` and `replayed_model_calls` count since its start."""
 
-    def __init__(self, settings: WorkerSettings, nodes: list[NodeOffer], ports: AttemptPorts, heart: Bus) -> None:
+    def __init__(self, settings: MemberSettings, nodes: list[NodeOffer], ports: AttemptPorts, heart: Bus) -> None:
         super().__init__(settings, MemberPorts(ports.bus, heart, ports.writer, ports.clock, ports.meter))
-        self._ports, self._default_model = ports, settings.default_model
+        self._ports = ports
         self._nodes = {node_member(settings.writer, settings.boot, n): node for n, node in enumerate(nodes)}
         self._counts = dict.fromkeys(self._nodes, 0)
         self._contexts: dict[str, Context] = {}
@@ -61,6 +58,7 @@ class Worker(MemberProcess):
                 capacity=0 if self._draining else node.capacity,
                 node=node.node,
                 labels=dict(node.labels),
+                versions={name: a.versions for name, a in node.agents.items() if a.versions != FIRST_VERSION},
             )
             for member, node in self._nodes.items()
         ]
@@ -73,7 +71,20 @@ class Worker(MemberProcess):
         """Tell the attempt that waits for it."""
         context = self._contexts.get(item.task)
         if context is not None:
-            context.child_done(item.child, item.place)
+            context.resolve(item.child, item.place)
+
+    def tell(self, item: WaitDone | Instruct | Pause) -> None:
+        """Tell the attempt that it is for."""
+        context = self._contexts.get(item.task)
+        match item:
+            case _ if context is None:
+                return
+            case WaitDone(_, key, place):
+                context.resolve(key, place)
+            case Instruct(_, place):
+                context.instruct(place)
+            case Pause():
+                context.pause()
 
     async def outcome(self, start: Start) -> Fact:
         """The report on this attempt, whatever its agent does."""
@@ -81,12 +92,15 @@ class Worker(MemberProcess):
         agent = node.agents.get(start.agent) if node else None
         if agent is None:
             return failed(start, "no_agent", f"this worker has no agent {start.agent!r}", True)
-        context = Context(start, self._ports, self._default_model)
+        if start.version not in agent.versions:
+            return failed(start, "no_version", f"this worker has no version {start.version} of {start.agent!r}", True)
+        context = Context(start, self._ports, agent.migrates.get(start.version))
         self._contexts[start.task] = context
         try:
             wanted = await context.load()
             try:
                 output = await agent.run(context, wanted)
+                context.check_read()
             finally:
                 context.close()
             if context.suspended is not None:  # whatever came of it

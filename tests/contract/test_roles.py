@@ -20,14 +20,17 @@ from swarmd.core.office import LeaderSettings
 from swarmd.core.state import SwarmState
 from swarmd.core.wire import Dispatch, Heartbeat, Item, Report, Start, Stop
 from swarmd.edges.client import Client
-from swarmd.roles.attempt import AgentFailed, AttemptPorts, Child, Context
+from swarmd.roles.attempt import AgentFailed, AttemptPorts, Child
+from swarmd.roles.member import MemberSettings
 from swarmd.roles.orchestrator import Orchestrator, OrchestratorPorts
-from swarmd.roles.worker import NodeOffer, Worker, WorkerSettings
+from swarmd.roles.worker import NodeOffer, Worker
 from swarmd.roles.writer import LogWriter, sign
 from swarmd.sdk import Agent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from swarmd.roles.context import Context
 
 WAIT_S = 10.0
 
@@ -124,7 +127,7 @@ def attempt_ports() -> AttemptPorts:
     log, clock, quiet = FakeLog(), FakeClock(), Silent()
     writer = LogWriter(log, sign(subjects.log("s", "worker", "w"), "/s/worker/w", "b", SystemEntropy()), clock, quiet)
     none: Any = quiet
-    return AttemptPorts(log, FakeBlobs(), FakeBus(), clock, writer, none, none, none, quiet)
+    return AttemptPorts(log, FakeBlobs(), FakeBus(), clock, SystemEntropy(), writer, none, none, none, quiet)
 
 
 @pytest.fixture
@@ -139,7 +142,7 @@ async def ports() -> AsyncIterator[AttemptPorts]:
 async def outcome(ports: AttemptPorts, run: Callable[[Context, Any], Awaitable[Any]], **start: Any) -> Fact:
     """What a worker reports on an attempt of an agent that does `run`."""
     node = NodeOffer("n", {"a": Agent("a", run)}, 1)
-    worker = Worker(WorkerSettings("s", "w", "b"), [node], ports, FakeBus())
+    worker = Worker(MemberSettings("s", "w", "b"), [node], ports, FakeBus())
     return await worker.outcome(Start("t", 1, "w/b/0", "a", msgspec.Raw(b"null"), **start))
 
 
@@ -210,7 +213,7 @@ async def recorded(ports: AttemptPorts) -> list[Fact]:
 
 @pytest.fixture
 def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swarmd.roles.attempt.GRACE_MS", 0)
+    monkeypatch.setattr("swarmd.roles.journal.GRACE_MS", 0)
 
 
 @pytest.mark.usefixtures("no_grace")
@@ -229,7 +232,7 @@ async def test_a_child_that_ends_before_the_steps_do_makes_a_suspension_needless
     async def run(ctx: Context, wanted: Any) -> Any:
         async def slow() -> None:
             await laps()
-            ctx.child_done("t~1", (stored.seq, 0))
+            ctx.resolve("t~1", (stored.seq, 0))
             await laps()
 
         (outputs, _) = await asyncio.gather(ctx.gather(Child("t~1")), ctx.step("slow", slow))
@@ -249,7 +252,7 @@ async def test_gathers_within_steps_suspend_although_their_steps_are_in_flight(p
     async with asyncio.timeout(WAIT_S):
         fact = await outcome(ports, run, children={"t~1": None, "t~2": None})
     assert isinstance(fact, Suspended)
-    assert sorted(fact.waits) == ["t~1", "t~2"]
+    assert sorted(fact.waits) == [["t~1"], ["t~2"]]
     assert await recorded(ports) == []
 
 
@@ -328,7 +331,7 @@ async def test_a_step_recorded_as_another_kind_is_a_clear_error(ports: AttemptPo
     fact = await outcome(ports, second, journal=[(1, 0)])
     assert isinstance(fact, Failed)
     assert (fact.failure.code, fact.retryable) == ("journal_mismatch", False)
-    assert "'spawn#1' of 'b' was recorded as a step" in fact.failure.message
+    assert "spawned 'spawn#1' was recorded as a step" in fact.failure.message
 
 
 @pytest.mark.parametrize("said", ["caf\udce9", 7])
@@ -387,7 +390,7 @@ class Employed:
     def __init__(self, run: Callable[[Context, Any], Awaitable[Any]], heart: Heart) -> None:
         self.ports, self.heart, self._n = attempt_ports(), heart, 0
         node = NodeOffer("n", {"a": Agent("a", run)}, 1)
-        self.worker = Worker(WorkerSettings("s", "w", "b"), [node], self.ports, heart)
+        self.worker = Worker(MemberSettings("s", "w", "b"), [node], self.ports, heart)
 
     async def send(self, *items: Item) -> None:
         self._n += 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from swarmd import AgentFailed, agent
 
 if TYPE_CHECKING:
-    from swarmd.roles.attempt import Context
+    from swarmd.roles.context import Context
 
 
 def note(ledger: str, line: str) -> None:

@@ -1,0 +1,124 @@
+"""An agent's children: wanted, waited for, cancelled. Each is a step; waiting for them suspends after a grace."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Raw
+
+from swarmd.core.codec import Codec
+from swarmd.core.events import Budget, Dropped, Spawned
+from swarmd.core.ids import check_name, child_id
+from swarmd.core.outcomes import outcome_at
+from swarmd.roles.attempt import AgentFailed, Child, ChildFailed
+from swarmd.roles.journal import Journal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from swarmd.core.wire import Outcome
+
+PRIORITY_MAX = 1_000
+
+
+class Family(Journal):
+    """The context's side of children."""
+
+    _spawned = 0
+
+    async def spawn(
+        self,
+        agent: str,
+        wanted: Any = None,
+        *,
+        swarm: str = "",
+        labels: Mapping[str, str] | None = None,
+        priority: int | None = None,
+        budget: Budget | None = None,
+    ) -> Child:
+        """Want a child task, as a step; `swarm` names a child swarm of this one that shall run it.
+
+        It inherits deadline, tenant and retry policy. Its `priority` is its parent's or lower, and a `budget` of its
+        own is spent from its parent's too.
+        """
+        check_name("agent", agent)
+        self._spawned += 1
+        number = self._spawned
+        key = self._key("spawn")
+        child = Child(child_id(self.task, number))
+        recorded = await self._look_up(key, "spawned")
+        if isinstance(recorded, Spawned):
+            if recorded.agent != agent:
+                why = f"spawn {key!r} of {agent!r} was recorded as a spawn of {recorded.agent!r}"
+                raise AgentFailed("journal_mismatch", why, retryable=False)
+            return child
+        fact = Spawned(epoch=self.epoch, key=key, n=number, agent=agent)
+        fact.requires = {"swarm": check_name("swarm", swarm)} if swarm else {}
+        if priority is not None:
+            fact.priority = max(-PRIORITY_MAX, min(PRIORITY_MAX, int(priority)))
+        if budget is not None:
+            fact.budget = budget
+        try:  # an event of another shape would be garbage to everyone who reads it
+            fact.labels = msgspec.convert(dict(labels or {}), dict[str, str])
+        except msgspec.ValidationError as error:
+            raise AgentFailed("bad_labels", f"labels are texts by name: {error}", retryable=False) from None
+        self._resolved[child.task] = None
+        with self._acting(key):
+            fact.input, fact.input_blob = await self.pack(wanted)
+            await self._record(fact)
+        return child
+
+    async def gather(self, *children: Child, return_failures: bool = False) -> list[Any]:
+        """The children's outputs, in order. Waits without a slot when they take longer than a moment.
+
+        Raises `ChildFailed` for the first child without an output, or with `return_failures` returns
+        an `Outcome` in its place.
+        """
+        self._check_open()
+        await self._until_resolved([[child.task for child in children]])
+        results = await asyncio.gather(*(self._result(child, return_failures) for child in children))
+        return list(results)
+
+    async def first(self, *children: Child, count: int = 1) -> list[tuple[Child, Any]]:
+        """The first `count` children that have a verdict, in the order of their verdicts in the log.
+
+        Each comes with its output, or with its `Outcome` when it has none.
+        """
+        self._check_open()
+        if not 1 <= count <= len(children):
+            raise AgentFailed("bad_count", f"count must be 1 to {len(children)}, the children", retryable=False)
+        while True:
+            done = [child for child in children if self._resolved.get(child.task) is not None]
+            if len(done) >= count:
+                break
+            left = [child for child in children if child not in done]
+            groups = [[child.task] for child in left] if count - len(done) < len(left) else [[c.task for c in left]]
+            await self._until_resolved(groups)
+        done.sort(key=lambda child: self._resolved[child.task] or (0, 0))
+        chosen = done[:count]
+        results = await asyncio.gather(*(self._result(child, True) for child in chosen))
+        return list(zip(chosen, results, strict=True))
+
+    async def cancel(self, *children: Child, reason: str = "") -> None:
+        """Cancel children that have no verdict yet, and all that they have spawned. A step."""
+        key = self._key("cancel")
+        if children and await self._look_up(key, "dropped") is None:
+            names = [child.task for child in children]
+            with self._acting(key):
+                await self._record(Dropped(epoch=self.epoch, key=key, children=names, reason=reason[:500]))
+
+    async def _result(self, child: Child, return_failure: bool) -> Any:
+        outcome = await self._outcome(child.task)
+        if outcome.state == "completed" and isinstance(outcome.output, Raw):
+            return await self._value(outcome.output, outcome.output_blob)
+        if return_failure:
+            return outcome
+        raise ChildFailed(outcome)
+
+    async def _outcome(self, task: str) -> Outcome:
+        place = self._resolved[task]
+        assert place is not None
+        (record,) = await self._ports.log.read([place[0]])
+        return outcome_at(Codec().decode(record), task, place)

@@ -1,0 +1,298 @@
+"""The journal of one attempt: what is recorded is looked up, what is not is done and then recorded.
+
+The next step begins when the record's receipt is here. A recorded step is never done again, whoever resumes. The key
+of a step is its name and occurrence. An attempt is suspended only with no step in flight, and once its outcome is
+decided nothing is recorded any more. Must not know what the steps are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from swarmd.core.codec import Codec, Commit, too_deep
+from swarmd.core.commands import INLINE_BYTES_MAX, INPUT_DEPTH_MAX
+from swarmd.core.errors import Fault, Rejected
+from swarmd.core.events import NULL, Awaited, Dropped, Event, Fact, Failure, Sent, Spawned, Stepped, Suspended
+from swarmd.roles.attempt import AgentFailed, AttemptPorts, SuspendAttempt
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
+
+    from swarmd.core.state import Place
+    from swarmd.core.wire import Start
+
+#: How long a wait keeps its slot before it gives it back and goes on suspended.
+GRACE_MS: Final = 250
+#: How often the other branches of an agent get a turn before a step that is not recorded is held to be another.
+TURNS: Final = 5
+#: The keys of the steps within which the current task acts, the outermost first.
+_WITHIN: Final[ContextVar[tuple[str, ...]]] = ContextVar("within", default=())
+Recorded = Stepped | Spawned | Awaited | Sent | Dropped
+
+
+class Journal:
+    """The recorded steps of an attempt and its waits; what agents call is built on it."""
+
+    def __init__(self, start: Start, ports: AttemptPorts, renames: Mapping[str, str] | None = None) -> None:
+        self.task, self.epoch, self.agent = start.task, start.epoch, start.agent
+        self.labels, self.deadline_at_ms = start.labels, start.deadline_at_ms
+        self.replayed = 0
+        self.replayed_model_calls = 0
+        self._start, self._ports = start, ports
+        self._renames = renames or {}
+        self._journal: dict[str, Recorded] = {}
+        self._unread: dict[str, None] = {}
+        self._main: asyncio.Task[Any] | None = None
+        self._branched = False
+        self._occurrences: dict[str, int] = {}
+        self._resolved: dict[str, Place | None] = {**start.children, **start.resolved}
+        self._instructions: list[Place] = list(start.told)
+        self._heard = 0
+        self._in_flight: set[str] = set()
+        self._parked: Counter[str] = Counter()
+        self._waiting: list[list[list[str]]] = []
+        self._changed = asyncio.Event()  # something is resolved, a step has ended, or the attempt is over
+        self._over = self._suspending = self._pause_wanted = False
+        self._groups: list[list[str]] = []
+        self._tokens_left, self._steps_left = start.granted_tokens, start.granted_steps
+
+    # --- reading ---
+
+    async def load(self) -> Any:
+        """Read the input and the recorded steps; return the input."""
+        self._main = asyncio.current_task()
+        places = self._start.journal
+        if places:
+            codec = Codec()
+            seqs = sorted({seq for seq, _ in places})
+            records = await self._ports.log.read(seqs)
+            commits = {record.seq: codec.decode(record) for record in records}
+            for seq, index in places:
+                commit = commits[seq]
+                event = commit.events[index] if isinstance(commit, Commit) else None
+                if not isinstance(event, Event) or not isinstance(event.data, Recorded):
+                    raise Fault("journal_unreadable", f"sequence {seq} holds no step at {index}")
+                self._journal[self._renamed(event.data.key)] = event.data
+            self._unread = dict.fromkeys(self._journal)
+        return await self._value(self._start.input, self._start.input_blob)
+
+    def _renamed(self, key: str) -> str:
+        """The key that the agent's present version gives to this step."""
+        name, sign, occurrence = key.rpartition("#")
+        return f"{self._renames[name]}{sign}{occurrence}" if name in self._renames else key
+
+    async def _value(self, inline: Raw, blob: str) -> Any:
+        return msgspec.json.decode(await self._ports.blobs.get(blob) if blob else inline)
+
+    async def _event_at(self, place: Place) -> Event:
+        (record,) = await self._ports.log.read([place[0]])
+        commit = Codec().decode(record)
+        event = commit.events[place[1]] if isinstance(commit, Commit) else None
+        if not isinstance(event, Event):
+            raise Fault("journal_unreadable", f"sequence {place[0]} holds no event at {place[1]}")
+        return event
+
+    async def pack(self, value: Any) -> tuple[Raw, str]:
+        """A value as inline JSON, or as the hash of a blob when it is large. Raises `AgentFailed` for no JSON."""
+        try:
+            payload = msgspec.json.encode(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise AgentFailed("not_json", f"a result must be JSON: {error}", retryable=False) from None
+        if too_deep(payload, INPUT_DEPTH_MAX):
+            raise AgentFailed("too_deep", f"a result is nested deeper than {INPUT_DEPTH_MAX}", retryable=False)
+        if len(payload) <= INLINE_BYTES_MAX:
+            return Raw(payload), ""
+        return NULL, await self._ports.blobs.put(payload)
+
+    # --- steps ---
+
+    def _key(self, name: str) -> str:
+        self._check_open()
+        if not name or len(name) > 200:
+            raise AgentFailed("bad_step", "a step's name has 1 to 200 characters", retryable=False)
+        occurrence = self._occurrences[name] = self._occurrences.get(name, 0) + 1
+        if not self._branched and self._main is not None and asyncio.current_task() is not self._main:
+            self._branched = True
+        return f"{name}#{occurrence}"
+
+    async def _look_up(self, key: str, kind: str) -> Recorded | None:
+        """What is recorded under `key`, of that kind; None when the step is to be done now.
+
+        Raises `AgentFailed("journal_mismatch")` when the journal tells of another step here: the agent's code is not
+        the one that wrote it, or does not do the same each time.
+        """
+        step = self._journal.get(key)
+        if step is not None:
+            self._unread.pop(key, None)
+            was = _kind(step)
+            if was != kind:
+                raise AgentFailed("journal_mismatch", f"{kind} {key!r} was recorded as a {was}", retryable=False)
+            self.replayed += 1
+            self.replayed_model_calls += was == "model"
+            self._ports.meter.count("swarmd_steps_resumed_total", was)
+            return step
+        for _ in range(TURNS):
+            if not self._unread or self._branched:
+                break
+            await asyncio.sleep(0)  # a branch that has only been started may want what is recorded
+        if self._unread and not self._branched:
+            self._mismatch(f"{kind} {key!r}")
+        await self._gate()
+        self._spend_step()
+        return None
+
+    def _mismatch(self, found: str) -> None:
+        expected = next(iter(self._unread))
+        recorded = _kind(self._journal[expected])
+        why = f"the journal goes on with {recorded} {expected!r}, the agent with {found}"
+        hint = "is this the code that began the task? A changed agent needs a new version"
+        raise AgentFailed("journal_mismatch", f"{why}: {hint}", retryable=False)
+
+    def check_read(self) -> None:
+        """The agent has ended: every recorded step must have been asked for. Raises `AgentFailed`.
+
+        An agent of several branches may end when the first of them does.
+        """
+        if self._unread and not self._branched:
+            self._mismatch("its end")
+
+    @contextmanager
+    def _acting(self, key: str) -> Iterator[None]:
+        """A step is in flight: from before it acts until its receipt is here."""
+        within = _WITHIN.get()
+        self._in_flight.add(key)
+        _WITHIN.set((*within, key))
+        try:
+            yield
+        finally:
+            _WITHIN.set(within)
+            self._in_flight.discard(key)
+            self._changed.set()
+
+    async def _record(self, fact: Fact) -> None:
+        self._check_open()  # while the step acted, the agent's function may have ended
+        await self._ports.writer.store(Event(self.task, fact))
+
+    def _spend_step(self) -> None:
+        if self._steps_left < 0:
+            raise AgentFailed("budget_exhausted", "no steps are left in this task's budget", retryable=False)
+        if self._steps_left:
+            self._steps_left = self._steps_left - 1 or -1
+
+    async def _journaled(self, key: str, kind: str, act: Callable[[], Awaitable[Any]], tokens: Any = None) -> Any:
+        """The recorded result under `key`, or `act`'s, recorded. Live and replayed results are equal JSON."""
+        recorded = await self._look_up(key, kind)
+        if isinstance(recorded, Stepped):
+            if isinstance(recorded.failure, Failure):
+                raise Rejected(recorded.failure.code, recorded.failure.message)
+            return await self._value(recorded.result, recorded.result_blob)
+        started = self._ports.clock.now_ms()
+        with self._acting(key):
+            value = await act()
+            inline, blob = await self.pack(value)
+            step = Stepped(epoch=self.epoch, key=key, kind=kind, result=inline, result_blob=blob)
+            step.duration_ms = self._ports.clock.now_ms() - started
+            step.tokens = tokens(value) if tokens is not None else 0
+            await self._record(step)
+        self._ports.meter.count("swarmd_steps_total", kind)
+        self._ports.meter.observe("swarmd_step_seconds", step.duration_ms / 1000, kind)
+        return msgspec.json.decode(msgspec.json.encode(value) if blob else inline)
+
+    # --- waiting ---
+
+    async def _until_resolved(self, groups: list[list[str]]) -> None:
+        """Wait until all of one group are resolved; after the grace, suspend as soon as no step is in flight.
+
+        A step within which this is called cannot end before it does, so such a step holds up no suspension.
+        """
+        resolved = self._resolved
+
+        def done() -> bool:
+            return any(all(resolved.get(name) is not None for name in group) for group in groups)
+
+        await self._park(done, groups, GRACE_MS)
+
+    async def _gate(self) -> None:
+        """A paused task begins no step: it is suspended here, until it is resumed."""
+        if self._pause_wanted:
+            await self._park(lambda: False, [], 0)
+
+    async def _park(self, done: Callable[[], bool], groups: list[list[str]], grace_ms: int) -> None:
+        if done():
+            return
+        within = _WITHIN.get()
+        self._waiting.append(groups)
+        try:
+            try:
+                async with asyncio.timeout(grace_ms / 1000):
+                    return await self._until(done)
+            except TimeoutError:
+                self._parked.update(within)
+            self._changed.set()
+            try:
+                await self._until(lambda: done() or all(self._parked[key] for key in self._in_flight))
+                if not done():
+                    raise self._suspension()
+            finally:
+                self._parked.subtract(within)
+        finally:
+            self._waiting.remove(groups)
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        while not holds():
+            if self._suspending:
+                raise SuspendAttempt
+            self._check_open()
+            self._changed.clear()
+            await self._changed.wait()
+
+    def resolve(self, name: str, place: Place) -> None:
+        """The leader says that a child has its verdict, or a wait its result, at `place`."""
+        self._resolved[name] = place
+        self._changed.set()
+
+    def instruct(self, place: Place) -> None:
+        """The leader says that there is an instruction at `place`."""
+        if place not in self._instructions:
+            self._instructions.append(place)
+
+    def pause(self) -> None:
+        """The leader says that the task shall go no further than the steps in flight."""
+        self._pause_wanted = True
+
+    # --- the end ---
+
+    def close(self) -> None:
+        """The agent's function has ended: what it left running records nothing, and waits for nothing."""
+        self._over = True
+        self._changed.set()
+
+    def _check_open(self) -> None:
+        if self._over:
+            raise AgentFailed("attempt_over", "the attempt's outcome is decided: no step can follow", retryable=False)
+
+    def _suspension(self) -> SuspendAttempt:
+        """Decide that the attempt is suspended until any of its branches can go on; a paused one until it is told."""
+        if not self._suspending:
+            self._suspending = True
+            self._groups = [] if self._pause_wanted else [group for groups in self._waiting for group in groups]
+            self.close()
+        return SuspendAttempt()
+
+    @property
+    def suspended(self) -> Suspended | None:
+        """The event that frees this attempt's slot, once that is decided; what its agent does then is void."""
+        return Suspended(epoch=self.epoch, waits=self._groups) if self._suspending else None
+
+
+def _kind(step: Recorded) -> str:
+    if isinstance(step, Stepped):
+        return step.kind
+    return step.kind if isinstance(step, Awaited) else type(step).__name__.lower()

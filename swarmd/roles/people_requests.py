@@ -1,0 +1,195 @@
+"""What people ask a leader for: the inbox, answers, signals, instructions, pauses. Parsed and checked here.
+
+An answer is checked against the schema of its question before anything is decided, so that a wrong one changes
+nothing and whoever gave it may try again. Must not know how people are reached.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from msgspec import UNSET
+
+from swarmd import json_schema
+from swarmd.core import commands
+from swarmd.core.codec import Codec, Commit
+from swarmd.core.commands import INLINE_BYTES_MAX
+from swarmd.core.errors import Conflict, Fault, Rejected, SwarmdError
+from swarmd.core.events import Awaited, Event, Fact, Paused, Question, Resolved, Signalled, Told, Unpaused
+from swarmd.core.wire import Answered, Inbox, InboxItem, InboxQuery, Instruction, Signal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from swarmd.core.leader import Leader
+    from swarmd.core.state import Place
+    from swarmd.ports import Log, Received
+
+INBOX_MAX: Final = 500
+NAME_CHARS_MAX: Final = 200
+TEXT_CHARS_MAX: Final = 20_000
+#: An inbox answer ends at about so many bytes: a caller that wants more asks for fewer at a time.
+INBOX_BYTES_MAX: Final = 512 * 1024
+
+
+class PeopleRequests:
+    """The verbs of one leader. `reply` answers a request, `later` runs what must read the log first.
+
+    `ask` makes the receipt of what the fold makes of an event.
+    """
+
+    def __init__(
+        self,
+        leader: Leader,
+        log: Log,
+        reply: Callable[[str, object], None],
+        later: Callable[[str, Coroutine[Any, Any, None]], None],
+        ask: Callable[[str], object],
+    ) -> None:
+        self._leader, self._log = leader, log
+        self._reply, self._later, self._ask = reply, later, ask
+
+    def verbs(self) -> dict[str, Callable[[Received], None]]:
+        """What `ctl` has for people."""
+        return {
+            "inbox": self._on_inbox,
+            "answer": self._on_answer,
+            "signal": self._on_signal,
+            "tell": self._on_tell,
+            "pause": self._on_pause,
+            "resume": self._on_resume,
+        }
+
+    # --- the inbox ---
+
+    def _on_inbox(self, message: Received) -> None:
+        query = commands.parse_as(InboxQuery, message.payload or b"{}")
+        self._leader.require_office()
+        self._later(message.reply, self._list(message.reply, query))
+
+    async def _list(self, reply: str, query: InboxQuery) -> None:
+        state = self._leader.state
+        found: list[tuple[str, str, str]] = []
+        for question, (task_id, key) in state.questions.items():
+            wait = state.tasks[task_id].awaited[key]
+            if query.id in ("", question) and query.task in ("", task_id) and query.to in ("", wait.name):
+                found.append((question, task_id, key))
+        inbox = Inbox([], state.seq, len(found))
+        size = 0
+        for question, task_id, key in found[: min(max(query.limit, 1), INBOX_MAX)]:
+            item = await self._item(question, task_id, key)
+            size += len(msgspec.json.encode(item)) if item else 0
+            if item is not None and (size < INBOX_BYTES_MAX or not inbox.requests):
+                inbox.requests.append(item)
+        self._reply(reply, inbox)
+
+    async def _item(self, question: str, task_id: str, key: str) -> InboxItem | None:
+        """One question in full; None when its task has ended while the log was read."""
+        task = self._leader.state.tasks.get(task_id)
+        if task is None:
+            return None
+        wait = task.awaited[key]
+        asked, at = await self._question(wait.place)
+        item = InboxItem(question, task_id, task.agent, "question", asked.prompt, asked.schema, at, labels=task.labels)
+        item.to, item.until_ms, item.on_timeout = wait.name, wait.until_ms, asked.on_timeout
+        if asked.on_timeout == "default":
+            item.default = asked.default
+        if asked.tool:
+            item.kind, item.tool, item.arguments, item.digest = "approval", asked.tool, asked.arguments, asked.digest
+        return item
+
+    async def _question(self, place: Place) -> tuple[Question, str]:
+        event = await self._event_at(place)
+        fact = event.data
+        if not isinstance(fact, Awaited) or fact.question is UNSET:
+            raise Fault("log_unreadable", f"sequence {place[0]} holds no question at {place[1]}")
+        return fact.question, event.time
+
+    async def _event_at(self, place: Place) -> Event:
+        (record,) = await self._log.read([place[0]])
+        commit = Codec().decode(record)
+        event = commit.events[place[1]] if isinstance(commit, Commit) else None
+        if not isinstance(event, Event):
+            raise Fault("log_unreadable", f"sequence {place[0]} holds no event at {place[1]}")
+        return event
+
+    # --- answering ---
+
+    def _on_answer(self, message: Received) -> None:
+        answer = commands.parse_as(Answered, message.payload)
+        _check_text("by", answer.by, NAME_CHARS_MAX)
+        if len(answer.value) > INLINE_BYTES_MAX:
+            raise Rejected("too_large", f"an answer of {len(answer.value)} bytes is over {INLINE_BYTES_MAX}")
+        self._leader.require_office()
+        self._later(message.reply, self._answer(message.reply, answer))
+
+    async def _answer(self, reply: str, answer: Answered) -> None:
+        state = self._leader.state
+        found = state.questions.get(answer.id)
+        if found is None:
+            raise await self._why_closed(answer.id)
+        task_id, key = found
+        asked, _ = await self._question(state.tasks[task_id].awaited[key].place)
+        value, schema = msgspec.json.decode(answer.value), msgspec.json.decode(asked.schema)
+        wrong = json_schema.problems(value, schema)
+        if wrong:
+            raise Rejected("invalid_answer", "; ".join(wrong))
+        if answer.id not in state.questions:  # somebody was faster while the log was read
+            raise await self._why_closed(answer.id)
+        fact = Resolved(term=state.term, key=key, value=answer.value, by=answer.by)
+        self._leader.propose(Event(task_id, fact), self._ask(reply))
+
+    async def _why_closed(self, question: str) -> SwarmdError:
+        place = self._leader.state.closed.get(question)
+        if place is None:
+            return Rejected("unknown_request", f"there is no open request {question}: `swarmd inbox` lists them")
+        event = await self._event_at(place)
+        fact = event.data
+        if not isinstance(fact, Resolved):
+            return Conflict("closed", f"request {question} is closed: its task ended at {event.time}")
+        if fact.timed_out:
+            return Conflict("closed", f"request {question} is closed: its time was over at {event.time}")
+        return Conflict("closed", f"request {question} is closed: {fact.by or 'somebody'} answered at {event.time}")
+
+    # --- signals, instructions, pauses ---
+
+    def _on_signal(self, message: Received) -> None:
+        signal = commands.parse_as(Signal, message.payload)
+        _check_text("name", signal.name, NAME_CHARS_MAX, least=1)
+        _check_text("by", signal.by, NAME_CHARS_MAX)
+        if len(signal.value) > INLINE_BYTES_MAX:
+            raise Rejected("too_large", f"a signal of {len(signal.value)} bytes is over {INLINE_BYTES_MAX}")
+        if signal.task:
+            self._leader.require_live(signal.task)
+        fact = Signalled(term=0, name=signal.name, value=signal.value, task=signal.task, by=signal.by)
+        self._propose(message, self._leader.state.swarm, fact)
+
+    def _on_tell(self, message: Received) -> None:
+        wanted = self._instruction(message)
+        _check_text("text", wanted.text, TEXT_CHARS_MAX, least=1)
+        self._propose(message, wanted.task, Told(term=0, text=wanted.text, by=wanted.by))
+
+    def _on_pause(self, message: Received) -> None:
+        wanted = self._instruction(message)
+        self._propose(message, wanted.task, Paused(term=0, reason=wanted.reason[:500], by=wanted.by))
+
+    def _on_resume(self, message: Received) -> None:
+        wanted = self._instruction(message)
+        self._propose(message, wanted.task, Unpaused(term=0, by=wanted.by))
+
+    def _instruction(self, message: Received) -> Instruction:
+        wanted = commands.parse_as(Instruction, message.payload)
+        _check_text("by", wanted.by, NAME_CHARS_MAX)
+        self._leader.require_live(wanted.task)
+        return wanted
+
+    def _propose(self, message: Received, subject: str, fact: Fact) -> None:
+        self._leader.require_office()
+        fact.term = self._leader.state.term  # type: ignore[attr-defined]  # each of these facts has one
+        self._leader.propose(Event(subject, fact), self._ask(message.reply))
+
+
+def _check_text(name: str, text: str, most: int, least: int = 0) -> None:
+    if not least <= len(text) <= most:
+        raise Rejected("bad_field", f"{name} has {least} to {most} characters, not {len(text)}")

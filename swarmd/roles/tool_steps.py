@@ -1,0 +1,102 @@
+"""An agent's tool calls: approved where that is declared, made once, recorded, shown as somebody else's words.
+
+A call of an `at_most_once` tool is announced in the journal before it is made: when its outcome is unknown after a
+crash, a person decides what holds. Must not know which tools there are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from swarmd.core.events import Stepped
+from swarmd.core.tool_text import untrusted
+from swarmd.roles.attempt import TimedOut
+from swarmd.roles.model_steps import ModelSteps
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from swarmd.ports import Tool
+
+#: What a person says of a call whose outcome nobody knows.
+LOST_CALL_SCHEMA: Final = {
+    "type": "object",
+    "properties": {
+        "it": {"enum": ["was not made", "was made", "is unknown"]},
+        "result": {"type": "string"},
+    },
+    "required": ["it"],
+    "additionalProperties": False,
+}
+
+
+class ToolSteps(ModelSteps):
+    """The context's side of tools."""
+
+    async def tool(self, name: str, arguments: Mapping[str, Any], *, key: str = "") -> str:
+        """Call a tool, as a step; a failing tool returns its error as text, for a model to act on.
+
+        Its output comes in a frame that marks it as data. A tool with `approval` first asks a person.
+        """
+        tool, given = self._ports.tools(name), dict(arguments)
+        if tool.policy.approval:
+            policy = tool.policy
+            decision = await self.approve(
+                name,
+                given,
+                schema=tool.spec.parameters,
+                to=policy.approver,
+                timeout_s=policy.timeout_s,
+                on_timeout=policy.on_timeout,
+                escalate_to=policy.escalate_to,
+            )
+            if decision.decision == "reject":
+                by = f" by {decision.by}" if decision.by else ""
+                return f"error: rejected{by}: {decision.reason}\nhint: do not make this call again; find another way"
+            given = decision.arguments
+        return await self._tool_step(self._key(key or f"tool:{name}"), tool, given)
+
+    async def _tool_step(self, key: str, tool: Tool, arguments: dict[str, Any]) -> str:
+        begun = f"{key}!begun"
+        if key in self._journal or begun not in self._journal:
+            self._unread.pop(begun, None)
+            once = tool.side_effects == "at_most_once" and key not in self._journal
+            return str(await self._journaled(key, "tool", lambda: self._perform(key, tool, arguments, begun, once)))
+        self._unread.pop(begun, None)
+        lost = await self._lost_call(tool, arguments)
+        return str(await self._journaled(key, "tool", lambda: self._settled(key, tool, arguments, lost)))
+
+    async def _perform(self, key: str, tool: Tool, arguments: dict[str, Any], begun: str, once: bool) -> str:
+        if once:
+            note = Raw(msgspec.json.encode({"tool": tool.spec.name, "arguments": arguments}))
+            await self._record(Stepped(epoch=self.epoch, key=begun, kind="tool_begun", result=note))
+        outcome = await self._ports.run_tool(tool, arguments, f"{self.task}/{key}")
+        name = tool.spec.name
+        self._ports.meter.count("swarmd_tool_calls_total", name, "error" if outcome.error else "ok")
+        return outcome.told() if outcome.error else untrusted(name, outcome.text)
+
+    async def _lost_call(self, tool: Tool, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Ask a person what became of a call that a crash cut off."""
+        name, policy = tool.spec.name, tool.policy
+        shown = msgspec.json.encode(arguments).decode()[:2_000]
+        prompt = (
+            f"A worker was lost while it called {name}, which must not be called twice, with {shown}. "
+            "If the call was not made it is made now; if it was, give its result."
+        )
+        try:
+            answer = await self.ask(prompt, schema=LOST_CALL_SCHEMA, to=policy.approver, timeout_s=policy.timeout_s)
+        except TimedOut:
+            return {"it": "is unknown"}
+        return dict(answer.value)
+
+    async def _settled(self, key: str, tool: Tool, arguments: dict[str, Any], lost: dict[str, Any]) -> str:
+        name = tool.spec.name
+        if lost["it"] == "was not made":
+            return await self._perform(key, tool, arguments, "", False)
+        if lost["it"] == "was made":
+            return untrusted(name, str(lost.get("result", "")))
+        hint = "hint: do not call it again with these arguments; find out whether it had its effect"
+        return f"error: outcome_unknown: a worker was lost while it called {name}\n{hint}"
