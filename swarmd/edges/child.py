@@ -65,7 +65,7 @@ class Child:
         changed: Callable[[], None],
     ) -> None:
         self.name = name
-        self.metrics = ""
+        self.metrics = self.web = ""
         self.restarts = 0
         self.ready = asyncio.Event()
         self._arguments, self._environment = list(arguments), dict(environment)
@@ -198,7 +198,7 @@ class Child:
         except msgspec.DecodeError:
             said = None
         if isinstance(said, dict) and said.get("ready") is True:
-            self.metrics = str(said.get("metrics", ""))
+            self.metrics, self.web = str(said.get("metrics", "")), str(said.get("web", ""))
             self.ready.set()
             self._changed()
         else:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from swarmd.config import HiveTable, Settings, SwarmTable
 
 #: Users of the broker in the order in which their processes end.
-ORDER: Final = ("worker", "delegate", "orchestrator", "observer", "memory")
+ORDER: Final = ("client", "worker", "delegate", "orchestrator", "observer", "memory")
 
 
 class Part(Struct, frozen=True):
@@ -52,6 +52,11 @@ def parts_of(settings: Settings) -> tuple[list[Part], dict[str, str]]:
         else:
             shared = ("--memory", memory.name, "--name", "memory")
             parts.append(Part("memory", "memory", "memory", "", shared))
+    if settings.web.enabled:
+        if importlib.util.find_spec("aiohttp") is None:
+            without["web"] = "aiohttp is not installed; `pip install 'swarmd[web]'` brings it"
+        else:
+            parts.append(Part("web", "web", "client", "", ()))  # a page is one more client, with a client's rights
     return parts, without
 
 

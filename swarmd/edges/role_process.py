@@ -1,7 +1,8 @@
 """The life of one role process: logs, metrics, health, signals, and the line that says it is ready.
 
 Job: everything around a role that is the same for all of them. On stdout it says exactly one line, JSON, when it is
-ready: {"ready": true, "metrics": URL}. SIGTERM drains, a second one ends at once. Must not know what a role does.
+ready: {"ready": true, "metrics": URL}, with more addresses if it serves more. SIGTERM drains, a second one ends at
+once. Must not know what a role does.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -33,8 +34,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+
+class Ready(Protocol):
+    """What a role calls once it works, with the addresses of what it serves by name."""
+
+    def __call__(self, **addresses: str) -> None: ...
+
+
 #: Runs a role until the event is set; calls the last argument once it works.
-Role = Callable[["NatsSettings", Telemetry, asyncio.Event, Callable[[], None]], Awaitable[None]]
+Role = Callable[["NatsSettings", Telemetry, asyncio.Event, Ready], Awaitable[None]]
 PR_SET_PDEATHSIG: Final = 1
 TICK_S: Final = 1.0
 
@@ -68,12 +76,12 @@ async def _live(kind: str, swarm: str, nats: NatsSettings, role: Role, metrics_p
     stop_on_signals(stop)
     said = False
 
-    def ready() -> None:
+    def ready(**addresses: str) -> None:
         nonlocal said
         health.ready(kind)
         if not said:
             said = True
-            print(msgspec.json.encode({"ready": True, "metrics": pages.url}).decode(), flush=True)
+            print(msgspec.json.encode({"ready": True, "metrics": pages.url, **addresses}).decode(), flush=True)
 
     tune_gc()
     try:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from swarmd.adapters.nats_connect import NatsSettings
     from swarmd.adapters.telemetry import Telemetry
     from swarmd.config import Settings
-    from swarmd.edges.role_process import Role
+    from swarmd.edges.role_process import Ready, Role
 
 
 def swarm_for(args: argparse.Namespace, settings: Settings) -> str:
@@ -40,6 +40,8 @@ def swarm_for(args: argparse.Namespace, settings: Settings) -> str:
     if args.role == "memory":
         return settings.memory.name
     named = getattr(args, "swarm", "")
+    if args.role == "web" and not named:
+        return ""  # one page for all swarms of the settings
     if not named and args.role in ("hivemind", "delegate"):
         named = (settings.hive or HiveTable()).name
     return check_name("swarm", named or "main")
@@ -54,6 +56,7 @@ def build(args: argparse.Namespace, settings: Settings, swarm: str, name: str) -
         "delegate": lambda: _delegate(args, settings, swarm),
         "observer": lambda: _observer(settings, swarm, name),
         "memory": lambda: _memory(args, settings, name),
+        "web": lambda: _web(args, settings, swarm),
     }
     return builders[args.role]()
 
@@ -162,5 +165,30 @@ def _memory(args: argparse.Namespace, settings: Settings, name: str) -> Role:
 
     async def run(nats: NatsSettings, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]) -> None:
         await run_memory(nats, options, telemetry, stop, ready)
+
+    return run
+
+
+def _web(args: argparse.Namespace, settings: Settings, swarm: str) -> Role:
+    try:
+        from swarmd.edges.web.run import WebOptions, run_web
+    except ModuleNotFoundError as error:
+        if error.name != "aiohttp":
+            raise
+        raise Rejected("missing_extra", "the page needs the package aiohttp: pip install 'swarmd[web]'") from None
+    from swarmd.edges.web.token import keep_token
+
+    table = settings.web
+    every = (*settings.swarms, *([settings.hive.name] if settings.hive else []))
+    options = WebOptions(
+        swarms=(swarm,) if swarm else every,
+        token=keep_token(data_dir(settings)),
+        host=table.host,
+        port=table.port,
+        hosts=table.hosts,
+    )
+
+    async def run(nats: NatsSettings, telemetry: Telemetry, stop: asyncio.Event, ready: Ready) -> None:
+        await run_web(nats, options, telemetry, stop, ready)
 
     return run

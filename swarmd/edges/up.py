@@ -12,7 +12,9 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -32,11 +34,11 @@ from swarmd.edges.child import Child
 from swarmd.edges.disk import watch_disk
 from swarmd.edges.plan import ORDER, Part, members_wanted, parts_of, write_settings
 from swarmd.edges.settings import READY_FILE, data_dir, nats_of, secrets_of
+from swarmd.edges.web.token import keep_token, sign_in_url
 from swarmd.edges.wiring import connected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from swarmd.config import Settings
 
@@ -58,6 +60,7 @@ class Ready(Struct, omit_defaults=True):
     pids: dict[str, int]
     swarms: list[str]
     hive: str = ""
+    web: str = ""
     without: dict[str, str] = {}
 
 
@@ -138,6 +141,8 @@ class Up:
     async def _start_roles(self, group: asyncio.TaskGroup, users: dict[str, str]) -> None:
         """Orchestrators first, since they make the streams; then everything else at once; then all must have joined."""
         parts, self._without = parts_of(self._settings)
+        if any(part.role == "web" for part in parts):
+            keep_token(self._data)
         config = write_settings(self._settings, self._data)
         for part in parts:
             arguments = ["-P", "-m", "swarmd", "run", part.role, *part.flags, "--config", str(config)]
@@ -188,9 +193,17 @@ class Up:
         pids = {"up": os.getpid(), **({"nats": self._server.pid} if self._server else {})}
         pids |= {child.name: child.pid for child in self._children.values()}
         hive = self._settings.hive.name if self._settings.hive else ""
-        swarms = list(self._settings.swarms)
+        web = next((child.web for child in self._children.values() if child.web), "")
         return Ready(
-            self._nats.url, self._pages.url, str(self._data), str(self._logs), pids, swarms, hive, self._without
+            nats=self._nats.url,
+            metrics=self._pages.url,
+            data=str(self._data),
+            logs=str(self._logs),
+            pids=pids,
+            swarms=list(self._settings.swarms),
+            hive=hive,
+            web=web,
+            without=self._without,
         )
 
     def _tell(self) -> None:
@@ -316,6 +329,10 @@ def _greeting(ready: Ready) -> str:
         f"  data     {ready.data}",
         f"  logs     {ready.logs}",
     ]
+    if ready.web:
+        # An address that signs in is for a person at a terminal; whatever else reads our output is a log.
+        shown = sign_in_url(ready.web, Path(ready.data)) if sys.stdout.isatty() else f"{ready.web}  (swarmd inbox url)"
+        lines.append(f"  inbox    {shown}")
     lines += [f"  without  {role}: {why}" for role, why in ready.without.items()]
     lines += ["submit a task:", f'  swarmd submit echo \'{{"hello": "world"}}\' --wait{where}{which}']
     return "\n".join(lines)

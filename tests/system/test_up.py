@@ -45,7 +45,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningUp]:
 
 def test_it_says_when_it_is_ready_in_one_line(up: RunningUp) -> None:
     assert up.ready["swarms"] == ["main"]
-    assert {"up", "nats", "orchestrator-main-1", "worker-main-1", "observer-main"} == set(up.ready["pids"])
+    assert {"up", "nats", "orchestrator-main-1", "worker-main-1", "observer-main", "web"} == set(up.ready["pids"])
     assert all(alive(pid) for pid in up.ready["pids"].values())
     assert Path(up.ready["data"]) == up.data
     assert Path(up.ready["logs"]).is_dir()
@@ -75,7 +75,7 @@ def test_one_page_answers_for_all_processes(up: RunningUp) -> None:
 
 
 def test_passwords_are_in_private_files_and_nowhere_else(up: RunningUp) -> None:
-    files = list((up.data / "users").iterdir())
+    files = list((up.data / "users").glob("*.json"))
     secrets = [json.loads(file.read_text())["password"] for file in files]
     assert len(secrets) == 7
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}

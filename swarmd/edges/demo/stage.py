@@ -78,6 +78,7 @@ def settings_of(data: Path, cast: Cast) -> dict[str, Any]:
         "data": {"dir": str(data)},
         "broker": {"port": 0},
         "metrics": {"port": 0},
+        "web": {"enabled": False},
         "model": {**model, **({"base_url": cast.base_url} if cast.base_url else {})},
         "tools": {"roots": list(cast.roots)},
         "swarm": {
