@@ -43,6 +43,7 @@ SYSTEMS = (
     {"models", "extractive_model", "openai_model", "openai_client", "openai_embedder"}
     | {"chat_request", "chat_format", "chat_stream", "model_gate"},
     {"tools", "file_tools", "web_fetch", "html_text"},
+    {"mcp_tools", "mcp_session", "mcp_stdio", "mcp_http", "mcp_sieve", "mcp_format"},
     {"milvus_store", "milvus_server"},
     {"telemetry", "probe"},
 )
@@ -61,12 +62,23 @@ LIBRARIES = {
     "uvloop": {"edges"},
     "rich": {"edges"},
     "snowballstemmer": {"leaf"},
+    "mcp": {"adapters", "edges"},
+    "mcp_types": {"adapters", "edges"},
+    "anyio": {"adapters"},
+    "httpx2": {"adapters"},
+    "pydantic": {"adapters"},
+    "uvicorn": {"edges"},
     "jsonschema": {"leaf", "adapters"},
     "referencing": {"leaf", "adapters"},
     "msgspec": set(ALLOWED),
 }
 HEAVY = (
     "openai",
+    "mcp",
+    "mcp_types",
+    "anyio",
+    "httpx2",
+    "pydantic",
     "jsonschema",
     "pymilvus",
     "grpc",
