@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class Context(ToolSteps, MemorySteps, Family):
-    """What an agent acts through. `task`, `epoch`, `agent`, `labels` and `deadline_at_ms` tell where it is."""
+    """What an agent acts through.
+
+    `task`, `epoch`, `agent`, `labels`, `priority` and `deadline_at_ms` tell where it is.
+    """
 
     async def step(
         self, name: str, function: Callable[..., Any], *args: Any, timeout_s: float | None = None, **kwargs: Any

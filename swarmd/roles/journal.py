@@ -42,7 +42,7 @@ class Journal:
 
     def __init__(self, start: Start, ports: AttemptPorts, renames: Mapping[str, str] | None = None) -> None:
         self.task, self.epoch, self.agent = start.task, start.epoch, start.agent
-        self.labels, self.deadline_at_ms = start.labels, start.deadline_at_ms
+        self.labels, self.deadline_at_ms, self.priority = start.labels, start.deadline_at_ms, start.priority
         self.replayed = 0
         self.replayed_model_calls = 0
         self._start, self._ports = start, ports

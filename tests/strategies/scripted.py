@@ -1,0 +1,141 @@
+"""A context for strategies over virtual time: children run on a number of slots, their verdicts are in one order.
+
+What the real one promises, as far as strategies use it: spawns are steps in order, `first` gives verdicts in the order
+of the log. With `verdicts` of an earlier run it is a resumed attempt: they are all there at once, in that order.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from swarmd.core.errors import Rejected
+from swarmd.core.events import Failure
+from swarmd.core.memory import RecalledPassage, RememberReply
+from swarmd.core.turns import ModelReply, ModelRequest, Turn
+from swarmd.core.wire import Outcome
+from swarmd.text import stems
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    AgentFunction = Callable[[Any], Any]
+
+
+class Kid(msgspec.Struct, frozen=True):
+    """A spawned child."""
+
+    task: str
+
+
+class ScriptedContext:
+    """See the module. `agents` are functions of the input; one that raises `Rejected` fails its task."""
+
+    def __init__(
+        self,
+        agents: Mapping[str, AgentFunction] | None = None,
+        replies: Sequence[str] = (),
+        seconds: Callable[[str, Any], float] = lambda agent, given: 1.0,
+        slots: int = 1_000,
+        verdicts: Sequence[str] = (),
+    ) -> None:
+        self.task, self.epoch, self.priority = "t", 1, 0
+        self.agents, self.replies = dict(agents or {}), list(replies)
+        self.seconds, self.slots, self.known = seconds, slots, list(verdicts)
+        self.spawned: list[tuple[str, Any]] = []
+        self.priorities: list[int] = []
+        self.verdicts: list[str] = []
+        self.cancelled: list[str] = []
+        self.requests: list[ModelRequest] = []
+        self.memories: list[tuple[str, dict[str, str]]] = []
+        self.steps: list[str] = []
+        self.now = 0.0
+        self._queue: list[tuple[int, int]] = []
+        self._running: list[tuple[float, int]] = []
+        self._results: dict[str, Any] = {}
+
+    # --- children ---
+
+    async def spawn(self, agent: str, wanted: Any = None, *, labels: Any = None, priority: int | None = None) -> Kid:
+        number = len(self.spawned)
+        self.spawned.append((agent, msgspec.json.decode(msgspec.json.encode(wanted))))
+        self.priorities.append(priority or 0)
+        heapq.heappush(self._queue, (-(priority or 0), number))
+        return Kid(f"t~{number + 1}")
+
+    async def gather(self, *children: Kid, return_failures: bool = False) -> list[Any]:
+        results = [await self._result(child) for child in children]
+        for result in results:
+            if isinstance(result, Outcome) and not return_failures:
+                assert isinstance(result.error, Failure)
+                raise Rejected("child_failed", f"child {result.task}: {result.error.code}: {result.error.message}")
+        return results
+
+    async def first(self, *children: Kid, count: int = 1) -> list[tuple[Kid, Any]]:
+        assert 1 <= count <= len(children)
+        names = {child.task: child for child in children}
+        if self.known:
+            chosen = [name for name in self.known if name in names][:count]
+            if len(chosen) == count:
+                return [(names[name], self._run(int(name[2:]) - 1)) for name in chosen]
+        while sum(name in names for name in self.verdicts) < count:
+            self._tick()
+        chosen = [name for name in self.verdicts if name in names][:count]
+        return [(names[name], self._results[name]) for name in chosen]
+
+    async def cancel(self, *children: Kid, reason: str = "") -> None:
+        self.cancelled += [child.task for child in children]
+
+    async def _result(self, child: Kid) -> Any:
+        if self.known:
+            return self._run(int(child.task[2:]) - 1)
+        while child.task not in self._results:
+            self._tick()
+        return self._results[child.task]
+
+    def _tick(self) -> None:
+        """Start what there are slots for, then let the next child end."""
+        while self._queue and len(self._running) < self.slots:
+            _, number = heapq.heappop(self._queue)
+            heapq.heappush(self._running, (self.now + self.seconds(*self.spawned[number]), number))
+        assert self._running, "waits for ever"
+        self.now, number = heapq.heappop(self._running)
+        self._results[f"t~{number + 1}"] = self._run(number)
+        self.verdicts.append(f"t~{number + 1}")
+
+    def _run(self, number: int) -> Any:
+        agent, given = self.spawned[number]
+        try:
+            return msgspec.json.decode(msgspec.json.encode(self.agents[agent](given)))
+        except Rejected as error:
+            return Outcome(f"t~{number + 1}", "dead", error=Failure(error.code, error.message))
+
+    # --- the rest ---
+
+    async def step(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        self.steps.append(name)
+        return msgspec.json.decode(msgspec.json.encode(function(*args)))
+
+    async def model(self, prompt: ModelRequest | str, *, model: str = "", name: str = "model") -> ModelReply:
+        request = prompt if isinstance(prompt, ModelRequest) else ModelRequest([Turn("user", prompt)])
+        self.requests.append(request)
+        return ModelReply(self.replies[len(self.requests) - 1], "stop", model or "scripted:model")
+
+    async def remember(self, text: str, *, source: str = "", labels: Mapping[str, str] | None = None) -> RememberReply:
+        self.memories.append((text, dict(labels or {})))
+        return RememberReply(f"m{len(self.memories)}", len(self.memories))
+
+    async def recall(
+        self, text: str, *, k: int = 5, labels: Mapping[str, str] | None = None, at_least_seq: int = 0
+    ) -> list[RecalledPassage]:
+        assert at_least_seq <= len(self.memories)
+        wanted = dict(labels or {}).items()
+        asked = set(stems(text))
+        found = [
+            RecalledPassage(f"m{n}", memory, float(len(asked & set(stems(memory)))), labels=marks)
+            for n, (memory, marks) in enumerate(self.memories, 1)
+            if wanted <= marks.items()
+        ]
+        return sorted(found, key=lambda passage: -passage.score)[:k]
