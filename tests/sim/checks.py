@@ -9,10 +9,25 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
+
 from swarmd.core import commits, snapshot
 from swarmd.core import effects as fx
 from swarmd.core.codec import Codec, Commit, Garbage, Record
-from swarmd.core.events import Completed, Event, Failed, Redriven, Spawned, Stepped
+from swarmd.core.events import (
+    Awaited,
+    Completed,
+    Dropped,
+    Event,
+    Failed,
+    Redriven,
+    Resolved,
+    Sent,
+    Spawned,
+    Stepped,
+    Told,
+    Unpaused,
+)
 from swarmd.core.evolve import apply
 from swarmd.core.state import TERMINAL, Place, SwarmState
 from swarmd.core.wait_facts import is_resolved
@@ -20,9 +35,10 @@ from swarmd.core.wait_facts import is_resolved
 if TYPE_CHECKING:
     from swarmd.core.leader import Leader
     from swarmd.core.state import Task
-    from swarmd.core.wire import Outcome, Start
+    from swarmd.core.wire import Outcome, Receipt, Start
 
 Key = tuple[str, str, int]
+Step = Stepped | Spawned | Awaited | Sent | Dropped
 
 
 class Violation(AssertionError):
@@ -42,6 +58,9 @@ class Oracle:
         self.refused: Counter[str] = Counter()
         self.capacity_max: dict[str, int] = {}
         self.executions = 0
+        self.results: dict[tuple[Place, str], Place] = {}
+        self.answers: dict[Place, tuple[str, str, str]] = {}
+        self.instructions: dict[Place, str] = {}
         self._folded: set[Key] = set()
 
     # --- what is stored ---
@@ -55,6 +74,7 @@ class Oracle:
                 raise Violation(f"garbage at {record.seq} had effects")
             return
         live = {event.subject: self._epochs(event.subject) for event in commit.events if isinstance(event, Event)}
+        paused = {task.id for task in state.tasks.values() if task.paused}
         effects = apply(state, commit)
         key = (f"{commit.role}/{commit.writer}", commit.boot, commit.n)
         void = commit.seen < record.seq - commits.HORIZON
@@ -64,8 +84,20 @@ class Oracle:
             self._folded.add(key)
         self._watch(commit, effects, live)
         for index, event in enumerate(commit.events):
-            if isinstance(event, Event) and isinstance(event.data, Stepped | Spawned):
+            if not isinstance(event, Event):
+                continue
+            if isinstance(event.data, Step):
                 self._check_step(commit, event, event.data, (commit.seq, index))
+            elif isinstance(event.data, Resolved):
+                self.answers[commit.seq, index] = (event.subject, event.data.key, event.data.by)
+            elif isinstance(event.data, Told):
+                self.instructions[commit.seq, index] = event.subject
+            elif isinstance(event.data, Unpaused):
+                paused.discard(event.subject)
+        for effect in effects:
+            if isinstance(effect, fx.Started) and effect.task.id in paused:
+                raise Violation(f"{effect.task.id} was assigned while it was paused")
+        self._watch_waits()
         if record.seq % 25 == 0:
             self.check_invariants()
 
@@ -76,7 +108,7 @@ class Oracle:
     def _watch(self, commit: Commit, effects: list[fx.Effect], live: dict[str, frozenset[int]]) -> None:
         for effect in effects:
             match effect:
-                case fx.Queued(task):
+                case fx.Queued(task) | fx.Delayed(task):
                     self.accepted.add(task.id)
                 case fx.Started(task, attempt):
                     if (task.id, attempt.epoch) in self.assigned:
@@ -109,7 +141,7 @@ class Oracle:
                 raise Violation(f"{task_id} got its verdict from epoch {event.data.epoch}, live were {live[task_id]}")
             self._check_owner(commit, task_id, event.data.epoch)
 
-    def _check_step(self, commit: Commit, event: Event, fact: Stepped | Spawned, place: Place) -> None:
+    def _check_step(self, commit: Commit, event: Event, fact: Step, place: Place) -> None:
         task = self.state.tasks.get(event.subject)
         if task is None:
             return
@@ -118,6 +150,16 @@ class Oracle:
                 raise Violation(f"{task.id}: a step of epoch {fact.epoch} is on the branch of epoch {epoch}")
             if attempt.journal.get(fact.key) == place:
                 self._check_owner(commit, task.id, epoch)
+
+    def _watch_waits(self) -> None:
+        """A result never changes."""
+        for task in self.state.tasks.values():
+            for key, wait in task.awaited.items():
+                if wait.resolved is None:
+                    if (task.submitted, key) in self.results:
+                        raise Violation(f"{task.id} waits again for {key}, which was resolved")
+                elif self.results.setdefault((task.submitted, key), wait.resolved) != wait.resolved:
+                    raise Violation(f"{task.id}: the result of {key} changed to that at {wait.resolved}")
 
     def _check_owner(self, commit: Commit, task_id: str, epoch: int) -> None:
         member = self.assigned[task_id, epoch][0]
@@ -143,11 +185,34 @@ class Oracle:
         if not any(state == outcome.state for state, _ in self.verdicts.get(outcome.task, ())):
             raise Violation(f"{outcome.task} was told to be {outcome.state}; verdicts are {self.verdicts}")
 
+    def told_answer(self, task: str, key: str, by: str, receipt: Receipt) -> None:
+        """Somebody heard what became of an answer: it counts exactly if it stands where the wait was resolved."""
+        places = [place for place, said in self.answers.items() if said == (task, key, by)]
+        counts = any(place in places for place in self.results.values())
+        if bool(receipt.task) and not counts:
+            raise Violation(f"{by} was told that an answer to {task}/{key} counts, and it does not")
+        once = len(places) == 1  # a request that arrived twice is late the second time
+        if not receipt.task and counts and once and receipt.error is not UNSET and receipt.error.code == "too_late":
+            raise Violation(f"{by} was told to be too late for {task}/{key}, and was not")
+
+    def told_result(self, task: str, key: str, place: Place) -> None:
+        """A member was told of a wait's result."""
+        if place not in self.results.values():
+            raise Violation(f"{task} was told that {key} is resolved at {place}, which it is not")
+
+    def instructed(self, task: str, place: Place) -> None:
+        if self.instructions.get(place) != task:
+            raise Violation(f"{task} was told of an instruction at {place}, which is not its")
+
     def handed_over(self, start: Start) -> None:
         """A member got an attempt: the fold must have given it exactly this."""
         known = self.assigned.get((start.task, start.epoch))
         if known is None or known[0] != start.member:
             raise Violation(f"{start.member} was handed {start.task} epoch {start.epoch}, which is not its attempt")
+        for key, place in start.resolved.items():
+            self.told_result(start.task, key, place)
+        for place in start.told:
+            self.instructed(start.task, place)
 
     def executing(self, task_id: str, epoch: int, key: str) -> None:
         """A step begins: its record must not have been accepted when the attempt was assigned."""

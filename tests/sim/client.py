@@ -55,6 +55,8 @@ class Client(Process):
         )
         if chance.random() < 0.1:
             submission.timeout_ms = chance.randint(200, 3_000)
+        if chance.random() < 0.1:
+            submission.not_before_ms = at_ms + chance.randint(-100, 1_500)
         if chance.random() < 0.5:
             submission.reply = f"inbox.{self.name}.{n}"
         wish = Wish(submission, at_ms)

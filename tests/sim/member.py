@@ -15,20 +15,36 @@ from msgspec import Raw
 from swarmd.core import ids, subjects
 from swarmd.core.codec import Garbage, Record
 from swarmd.core.events import (
+    Awaited,
     Completed,
+    Dropped,
     Event,
     Fact,
     Failed,
     Failure,
     MemberJoined,
     MemberLeft,
+    Question,
     Returned,
+    Sent,
     Spawned,
     Stepped,
     Suspended,
 )
 from swarmd.core.link import Receiver
-from swarmd.core.wire import Beat, ChildDone, Dispatch, Heartbeat, Rejoin, Report, Start, Stop
+from swarmd.core.wire import (
+    Beat,
+    ChildDone,
+    Dispatch,
+    Heartbeat,
+    Instruct,
+    Pause,
+    Rejoin,
+    Report,
+    Start,
+    Stop,
+    WaitDone,
+)
 from tests.sim import script as scripts
 from tests.sim.log import Writer
 from tests.sim.world import Process
@@ -39,6 +55,8 @@ if TYPE_CHECKING:
 BEAT_MS = 60
 NODES = 2
 CAPACITY = 3
+STEPS = Stepped | Spawned | Awaited | Sent | Dropped
+EVENTS = ("rain", "sun")
 _dispatches = msgspec.json.Decoder(Dispatch)
 
 
@@ -50,7 +68,8 @@ class Run:
         self.script = scripts.decode(bytes(start.input))
         self.done: set[str] = set()
         self.children = dict(start.children)
-        self.stopped = False
+        self.resolved = set(start.resolved)
+        self.stopped = self.paused = False
         self.busy = True
         if start.journal:
             seqs = [seq for seq, _ in start.journal]
@@ -62,7 +81,7 @@ class Run:
         for record, (_, index) in zip(records, self.start.journal, strict=True):
             commit = self.worker.swarm.oracle.codec.decode(record)
             event = commit if isinstance(commit, Garbage) else commit.events[index]
-            if not isinstance(event, Event) or not isinstance(event.data, Stepped | Spawned):
+            if not isinstance(event, Event) or not isinstance(event.data, STEPS):
                 raise AssertionError(f"the journal of {self.start.task} lists {record.seq}/{index}, no step")
             self.done.add(event.data.key)
         self._ready()
@@ -79,9 +98,20 @@ class Run:
         if self.worker.draining:
             self._report(Returned(epoch=self.start.epoch, reason="drain"))
             return
+        if self.paused:
+            self._report(Suspended(epoch=self.start.epoch, waits=[]))
+            return
         for n in range(script.steps):
             if f"s{n}" not in self.done:
                 self._execute(f"s{n}")
+                return
+        for n, act in enumerate(script.acts):
+            if f"act{n}" not in self.done:
+                self._record(self._act(act, f"act{n}"), f"act{n}")
+                return
+            if not act.startswith("send") and f"act{n}" not in self.resolved:
+                if not script.hot:
+                    self._report(Suspended(epoch=self.start.epoch, waits=[[f"act{n}"]]))
                 return
         for n, child in enumerate(script.children):
             if f"spawn{n}" not in self.done:
@@ -92,14 +122,34 @@ class Run:
                 return
         names = [ids.child_id(task, n) for n in range(len(script.children))]
         open_children = [name for name in names if self.children.get(name) is None]
+        if script.first and len(open_children) < len(names) and "drop" not in self.done:
+            self._record(Dropped(epoch=self.start.epoch, key="drop", children=names), "drop")
+            return
         if open_children:
             if not script.hot:
-                self._report(Suspended(epoch=self.start.epoch, waits=[open_children]))
+                groups = [[name] for name in open_children] if script.first else [open_children]
+                self._report(Suspended(epoch=self.start.epoch, waits=groups))
             return
         if script.children and "tail" not in self.done:
             self._execute("tail")
             return
         self._finish()
+
+    def _act(self, act: str, key: str) -> Awaited | Sent:
+        """A wait with or without an end (somebody answers and signals in the end), or a message."""
+        epoch, chance = self.start.epoch, self.worker.world.chance
+        if act.startswith("send:"):
+            return Sent(epoch=epoch, key=key, to=act.removeprefix("send:"))
+        until_ms = self.worker.world.now_ms + chance.choice((5, 100, 700))
+        if act in ("human", "event") and chance.random() < 0.5:
+            until_ms = 0
+        fact = Awaited(epoch=epoch, key=key, kind=act, until_ms=until_ms)  # type: ignore[arg-type]
+        if act == "event":
+            fact.name, fact.earlier = chance.choice(EVENTS), chance.random() < 0.3
+        elif act == "human":
+            escalate_to = ["boss", "chief"][: chance.randint(0, 2)]
+            fact.question = Question("Go on?", on_timeout="escalate", escalate_to=escalate_to, timeout_ms=150)
+        return fact
 
     def _finish(self) -> None:
         epoch, chance = self.start.epoch, self.worker.world.chance
@@ -211,6 +261,12 @@ class Worker(Process):
                     self.stop(task, epoch)
                 case ChildDone(task, child, place):
                     self._child_done(task, child, place)
+                case WaitDone(task, key, place):
+                    self._wait_done(task, key, place)
+                case Pause(task):
+                    self._pause(task)
+                case Instruct(task, place):
+                    self.swarm.oracle.instructed(task, place)
                 case Report():
                     self._list_wanted = True
                 case Rejoin():
@@ -235,10 +291,23 @@ class Worker(Process):
             run.stopped = True
 
     def _child_done(self, task: str, child: str, place: tuple[int, int]) -> None:
-        for (which, _), run in list(self.runs.items()):
-            if which == task:
-                run.children[child] = place
-                run.advance()
+        for run in self._runs_of(task):
+            run.children[child] = place
+            run.advance()
+
+    def _wait_done(self, task: str, key: str, place: tuple[int, int]) -> None:
+        self.swarm.oracle.told_result(task, key, place)
+        for run in self._runs_of(task):
+            run.resolved.add(key)
+            run.advance()
+
+    def _pause(self, task: str) -> None:
+        for run in self._runs_of(task):
+            run.paused = True
+            run.advance()
+
+    def _runs_of(self, task: str) -> list[Run]:
+        return [run for (which, _), run in self.runs.items() if which == task]
 
     def counts(self) -> dict[str, int]:
         """Running attempts of every busy member."""

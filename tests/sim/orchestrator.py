@@ -10,12 +10,12 @@ from msgspec import Struct
 from swarmd.core import commands, ids, snapshot, subjects
 from swarmd.core.codec import Garbage, Record, read_back
 from swarmd.core.errors import Conflict, Rejected
-from swarmd.core.events import Assigned, Event, Failure, Submitted
+from swarmd.core.events import Assigned, Event, Fact, Failure, Paused, Resolved, Signalled, Submitted, Told, Unpaused
 from swarmd.core.leader import Leader
 from swarmd.core.office import LeaderSettings, start_of
 from swarmd.core.outcomes import outcome_at
 from swarmd.core.state import Attempt, Limits, Place, SwarmState
-from swarmd.core.wire import Beat, Heartbeat, Outcome, Receipt, Submission, TaskQuery
+from swarmd.core.wire import Answered, Beat, Heartbeat, Instruction, Outcome, Receipt, Signal, Submission, TaskQuery
 from tests.sim.bus import Bus
 from tests.sim.checks import Oracle
 from tests.sim.log import SimLog, Writer
@@ -35,6 +35,14 @@ class Settings(Struct, frozen=True):
     swarm: str
     leader: LeaderSettings
     broken: str = ""
+
+
+class Said(Struct, frozen=True):
+    """An answer to a question by somebody, who will hear whether it is the one that counts."""
+
+    task: str
+    key: str
+    by: str
 
 
 class Swarm:
@@ -79,6 +87,9 @@ class Orchestrator(Process):
             (subjects.ctl(swarm.swarm, "result"), self._on_result),
             (subjects.ctl(swarm.swarm, "cancel"), self._on_cancel),
             (subjects.ctl(swarm.swarm, "redrive"), self._on_redrive),
+            (subjects.ctl(swarm.swarm, "answer"), self._on_answer),
+            (subjects.ctl(swarm.swarm, "signal"), self._on_signal),
+            *((subjects.ctl(swarm.swarm, verb), self._on_instruction) for verb in ("tell", "pause", "resume")),
             ("health", self._on_heartbeat),
         ]
         for subject, receive in listen:
@@ -191,8 +202,12 @@ class Orchestrator(Process):
 
     # --- requests ---
 
-    def _answer(self, reply: str, answer: Receipt | Outcome) -> None:
+    def _answer(self, reply: str | Said, answer: Receipt | Outcome) -> None:
         oracle = self._swarm.oracle
+        if isinstance(reply, Said):
+            if isinstance(answer, Receipt):
+                oracle.told_answer(reply.task, reply.key, reply.by, answer)
+            return
         if isinstance(answer, Outcome):
             oracle.told_outcome(answer)
         elif answer.task:
@@ -232,6 +247,32 @@ class Orchestrator(Process):
     def _command(self, command: Callable[[TaskQuery], None], payload: bytes) -> None:
         try:
             command(msgspec.json.decode(payload, type=TaskQuery))
+        except Rejected:
+            return
+        self._send()
+
+    def _on_answer(self, payload: bytes, reply: str) -> None:
+        said, state = msgspec.json.decode(payload, type=Answered), self.leader.state
+        task, key = state.questions.get(said.id, ("", ""))
+        if task:
+            fact = Resolved(term=state.term, key=key, value=said.value, by=said.by)
+            self._propose(task, fact, Said(task, key, said.by))
+
+    def _on_signal(self, payload: bytes, reply: str) -> None:
+        signal = msgspec.json.decode(payload, type=Signal)
+        fact = Signalled(term=self.leader.state.term, name=signal.name, value=signal.value, task=signal.task)
+        self._propose(self._swarm.swarm, fact)
+
+    def _on_instruction(self, payload: bytes, reply: str) -> None:
+        wanted, term = msgspec.json.decode(payload, type=Instruction), self.leader.state.term
+        fact: Fact = Told(term=term, text=wanted.text)
+        if reply != "tell":
+            fact = Paused(term=term) if reply == "pause" else Unpaused(term=term)
+        self._propose(wanted.task, fact)
+
+    def _propose(self, subject: str, fact: Fact, ask: Said | None = None) -> None:
+        try:
+            self.leader.propose(Event(subject, fact), ask)
         except Rejected:
             return
         self._send()

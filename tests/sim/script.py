@@ -12,14 +12,31 @@ if TYPE_CHECKING:
 
 
 class Script(Struct, omit_defaults=True):
-    """`steps` steps of `ms`, then children (gathered), then one more step if there were any, then the end."""
+    """`steps` steps of `ms`, then `acts`, then children (gathered), then one more step if there were any, then the end.
+
+    An act is a wait ("timer", "human", "event", "message") or a message that is sent ("send:" and to whom).
+    """
 
     steps: int = 1
     ms: int = 20
     fail: str = ""  #: "", "retry" (by chance, retryable) or "doom"
-    hot: bool = False  #: wait for children in the slot instead of suspending
+    hot: bool = False  #: wait in the slot instead of suspending
+    first: bool = False  #: go on with the first child that ends, and cancel the others
+    acts: list[str] = field(default_factory=list)
     agent: str = "work"
     children: list[Script] = field(default_factory=list)
+
+
+ACTS = (
+    "timer",
+    "human",
+    "event",
+    "message",
+    "send:family",
+    "send:agent:parent",
+    "send:agent:work",
+    "send:task:client0-1",
+)
 
 
 def draw(chance: Random, depth: int = 0) -> Script:
@@ -36,8 +53,11 @@ def draw(chance: Random, depth: int = 0) -> Script:
         script.agent = "remote"
     elif kind < 0.62 and depth < 2:
         script.agent = "parent"
-        script.hot = chance.random() < 0.3
+        script.hot, script.first = chance.random() < 0.3, chance.random() < 0.3
         script.children = [draw(chance, depth + 1) for _ in range(chance.randint(1, 3))]
+    elif kind < 0.85:
+        script.acts = [chance.choice(ACTS) for _ in range(chance.randint(1, 4))]
+        script.hot = chance.random() < 0.3
     return script
 
 

@@ -17,6 +17,7 @@ from tests.sim.client import Client
 from tests.sim.delegate import ChildSwarm, Delegate
 from tests.sim.member import Worker
 from tests.sim.orchestrator import Orchestrator, Settings, Swarm, limits
+from tests.sim.people import Person
 from tests.sim.world import EPOCH_MS, Process, World
 
 #: Once faults stop, everything must have ended within this much virtual time.
@@ -43,11 +44,12 @@ class Simulation:
         self.delegates = [Delegate(self.swarm, "kid", self.child)]
         tasks = chance.randint(8, 30)
         self.clients = [Client(self.swarm, f"client{n}", tasks // 2, self.span_ms) for n in range(2)]
+        self.people = [Person(self.swarm, f"person{n}") for n in range(2)]
         self.snapshot_at = chance.randint(1, 400)
 
     def run(self) -> None:
         """Raise `Violation` if the core breaks a promise."""
-        everyone: list[Process] = [*self.leaders, *self.workers, *self.delegates, *self.clients]
+        everyone: list[Process] = [*self.leaders, *self.workers, *self.delegates, *self.clients, *self.people]
         for process in everyone:
             process.start()
         self._plan_intake()
@@ -169,6 +171,8 @@ class Simulation:
         if len(workers) == 3 and world.chance.random() < 0.3:
             workers.pop(world.chance.randrange(3)).crash()
         self._standing: list[Process] = [*leaders, *workers, self.delegates[-1], *self.clients]
+        for person in self.people:
+            person.stubborn = True
         self._tend()
         world.at(OVERDUE_MS, self._check_deadlines)
 

@@ -37,13 +37,14 @@ def test_one_seed_is_one_history() -> None:
 def test_the_faults_really_strike() -> None:
     """A simulation in which nothing happens proves nothing: over some seeds every kind of refusal is seen."""
     ignored: set[str] = set()
-    takeovers = executions = 0
+    takeovers = executions = results = 0
     for seed in range(1, 121):
         simulation = simulate(seed)
         counters = simulation.swarm.oracle.state.counters
         ignored.update(counters.ignored)
         takeovers += simulation.swarm.oracle.state.term > 1
         executions += simulation.swarm.oracle.executions
+        results += len(simulation.swarm.oracle.results)
         assert counters.submitted >= 4
     assert ignored >= {
         "repeated",
@@ -54,6 +55,9 @@ def test_the_faults_really_strike() -> None:
         "not_leader",
         "old_term",
         "after_verdict",
+        "already_resolved",
+        "not_queued",
     }
     assert takeovers > 30
     assert executions > 1500
+    assert results > 500
