@@ -39,7 +39,7 @@ from swarmd.core.program import (
     Told,
 )
 from swarmd.core.tool_text import capped, clean
-from swarmd.roles.attempt import AgentFailed, Context
+from swarmd.roles.attempt import AgentFailed
 from swarmd.roles.program_verbs import Verbs
 from swarmd.sdk import Agent
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
     from swarmd.ports import Program, Programs
+    from swarmd.roles.context import Context
 
 log = logging.getLogger(__name__)
 

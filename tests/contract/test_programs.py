@@ -116,10 +116,15 @@ def spec_of(body: str, **limits: Any) -> ProgramSpec:
     return ProgramSpec((sys.executable, "-S", "-c", PRELUDE + textwrap.dedent(body)), **limits)
 
 
+def agent_of(spec: ProgramSpec) -> Any:
+    """An agent that is run with a fake context."""
+    return program_agent("prog", spec, PROGRAMS)
+
+
 async def run(body: str, wanted: Any = None, ctx: FakeContext | None = None, **limits: Any) -> Any:
-    agent = program_agent("prog", spec_of(body, **limits), PROGRAMS)
+    agent = agent_of(spec_of(body, **limits))
     async with asyncio.timeout(20):
-        return await agent.run(ctx or FakeContext(), wanted)  # type: ignore[arg-type]
+        return await agent.run(ctx or FakeContext(), wanted)
 
 
 async def failure(body: str, **limits: Any) -> Any:
@@ -271,8 +276,8 @@ async def test_a_shell_script_can_be_an_agent(shell: str) -> None:
     """
     ctx = FakeContext()
     for _ in range(2):
-        agent = program_agent("prog", ProgramSpec((shell, "-c", script)), PROGRAMS)
-        assert await agent.run(ctx, None) == "said"  # type: ignore[arg-type]
+        agent = agent_of(ProgramSpec((shell, "-c", script)))
+        assert await agent.run(ctx, None) == "said"
     assert ctx.journal["greet#1"] == "hello"
 
 
@@ -335,9 +340,9 @@ async def test_each_way_to_go_wrong_has_one_clear_failure(body: str, code: str, 
 
 async def test_a_program_that_waits_for_an_answer_is_not_silent() -> None:
     ctx = FakeContext()
-    agent = program_agent("prog", spec_of('call(1, "ask", prompt="?")', silence_timeout_ms=50), PROGRAMS)
+    agent = agent_of(spec_of('call(1, "ask", prompt="?")', silence_timeout_ms=50))
     async with asyncio.TaskGroup() as group:
-        asked = group.create_task(agent.run(ctx, None))  # type: ignore[arg-type]
+        asked: asyncio.Task[Any] = group.create_task(agent.run(ctx, None))
         await ctx.waiting.wait()
         done, _ = await asyncio.wait([asked], timeout=0.3)
         assert not done
@@ -382,15 +387,15 @@ async def test_what_a_program_leaves_behind_is_ended_with_it(end: str, tmp_path:
     except (Rejected, Fault):
         assert "done" not in end
     for pid in await _pids(file):
-        await until(lambda pid=pid: gone(pid))  # type: ignore[misc]
+        await until(lambda pid=pid: gone(pid))
 
 
 async def test_a_cancelled_attempt_ends_its_program_within_a_second(tmp_path: Path) -> None:
     file = tmp_path / "pids"
-    agent = program_agent("prog", spec_of(f"{STUBBORN}\ntime.sleep(60)", stop_timeout_ms=300), PROGRAMS)
+    agent = agent_of(spec_of(f"{STUBBORN}\ntime.sleep(60)", stop_timeout_ms=300))
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as group:
-        attempt = group.create_task(agent.run(FakeContext(), str(file)))  # type: ignore[arg-type]
+        attempt: asyncio.Task[Any] = group.create_task(agent.run(FakeContext(), str(file)))
         pids = await _pids(file)
         started = loop.time()
         attempt.cancel()
@@ -398,21 +403,21 @@ async def test_a_cancelled_attempt_ends_its_program_within_a_second(tmp_path: Pa
     assert loop.time() - started < 1.0
     assert attempt.cancelled()
     for pid in pids:
-        await until(lambda pid=pid: gone(pid))  # type: ignore[misc]
+        await until(lambda pid=pid: gone(pid))
 
 
 async def test_a_second_cancellation_still_leaves_nothing_behind(tmp_path: Path) -> None:
     file = tmp_path / "pids"
-    agent = program_agent("prog", spec_of(f"{STUBBORN}\ntime.sleep(60)", stop_timeout_ms=60_000), PROGRAMS)
+    agent = agent_of(spec_of(f"{STUBBORN}\ntime.sleep(60)", stop_timeout_ms=60_000))
     async with asyncio.TaskGroup() as group:
-        attempt = group.create_task(agent.run(FakeContext(), str(file)))  # type: ignore[arg-type]
+        attempt: asyncio.Task[Any] = group.create_task(agent.run(FakeContext(), str(file)))
         pids = await _pids(file)
         attempt.cancel()
         await asyncio.sleep(0)
         attempt.cancel()
         await asyncio.wait([attempt])
     for pid in pids:
-        await until(lambda pid=pid: gone(pid))  # type: ignore[misc]
+        await until(lambda pid=pid: gone(pid))
 
 
 async def test_a_program_hears_that_it_shall_end(tmp_path: Path) -> None:
@@ -427,8 +432,8 @@ async def test_a_program_hears_that_it_shall_end(tmp_path: Path) -> None:
     """
     ctx = FakeContext()
     async with asyncio.TaskGroup() as group:
-        running = program_agent("prog", spec_of(body), PROGRAMS).run(ctx, str(file))  # type: ignore[arg-type]
-        attempt: asyncio.Task[Any] = group.create_task(running)  # type: ignore[arg-type]
+        running = agent_of(spec_of(body)).run(ctx, str(file))
+        attempt: asyncio.Task[Any] = group.create_task(running)
         await ctx.waiting.wait()
         attempt.cancel()
         await asyncio.wait([attempt])
@@ -486,12 +491,12 @@ async def test_a_file_that_cannot_be_run_says_so(tmp_path: Path) -> None:
     file = tmp_path / "agent"
     file.write_bytes(b"\x00\x01")
     file.chmod(0o700)
-    agent = program_agent("prog", ProgramSpec((str(file),)), PROGRAMS)
+    agent = agent_of(ProgramSpec((str(file),)))
     with pytest.raises(Fault, match="Exec format error"):
-        await agent.run(FakeContext(), None)  # type: ignore[arg-type]
+        await agent.run(FakeContext(), None)
     file.unlink()
     with pytest.raises(Fault, match="not there any more"):
-        await agent.run(FakeContext(), None)  # type: ignore[arg-type]
+        await agent.run(FakeContext(), None)
 
 
 async def test_a_program_dies_with_its_host(tmp_path: Path) -> None:
