@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: What a task without an estimate is taken to last: tasks of a plan then count alike.
 SECONDS: Final = 1.0
 #: The rank of what begins a plan's longest path.
-RANK_MAX: Final = 20
+RANK_MAX: Final = 10
 
 
 class Progress(Struct):

@@ -71,7 +71,7 @@ def test_the_longest_remaining_path_goes_first() -> None:
     tasks = (task("leaf"), task("slow", seconds=5), task("long"), task("l2", "long"), task("l3", "l2"))
     progress = begin(*tasks)
     assert remaining(progress.plan) == {"leaf": 1, "slow": 5, "long": 3, "l2": 2, "l3": 1}
-    assert [rank(progress, one) for one in tasks] == [4, 20, 12, 8, 4]
+    assert [rank(progress, one) for one in tasks] == [2, 10, 6, 4, 2]
     assert started(progress) == ["slow", "long", "leaf"]
 
 

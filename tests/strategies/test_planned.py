@@ -189,7 +189,7 @@ async def test_there_are_no_barriers_and_the_critical_path_goes_first() -> None:
     )
     await orchestrator_workers(ctx, {"goal": "g", "agents": ["echo"], "plan": {"tasks": tasks}})
     assert ctx.now == 6
-    assert ctx.priorities == [20, 20, 17, 3]
+    assert ctx.priorities == [0, 0, -2, -8]
     first: Any = ScriptedContext(AGENTS, seconds=lambda agent, given: 1.0, slots=1)
     await orchestrator_workers(first, {"goal": "g", "agents": ["echo"], "plan": {"tasks": tasks[1::-1]}, "parallel": 1})
     assert [given for _, given in first.spawned] == [5, 1]
