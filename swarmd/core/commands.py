@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import Raw, Struct
 
+from swarmd.core.budgets import check_limits
 from swarmd.core.codec import too_deep
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Submitted
@@ -149,10 +150,9 @@ def _check_bounds(submission: Submission) -> None:
         raise Rejected("bad_field", "retry.attempts_max must be from 1 to 1000")
     if retry.backoff_ms < 0 or retry.backoff_ms_max < retry.backoff_ms:
         raise Rejected("bad_field", "retry.backoff_ms must be at least 0 and at most retry.backoff_ms_max")
-    if max(retry.backoff_ms_max, budget.tokens, budget.steps) > 1 << 53:
-        raise Rejected("bad_field", "retry and budget take numbers up to 2^53")
-    if budget.tokens < 0 or budget.steps < 0:
-        raise Rejected("bad_field", "budget.tokens and budget.steps must be 0 (no limit) or more")
+    if retry.backoff_ms_max > 1 << 53:
+        raise Rejected("bad_field", "retry takes numbers up to 2^53")
+    check_limits("budget", budget)
 
 
 def digest(submission: Submission) -> str:

@@ -60,6 +60,20 @@ class WaitEnded(Struct):
     place: Place
 
 
+class GrantAsked(Struct):
+    """A running attempt needs more than it was granted."""
+
+    task: Task
+    attempt: Attempt
+
+
+class GrantAnswered(Struct):
+    """A wish of a running attempt has its answer."""
+
+    task: Task
+    attempt: Attempt
+
+
 class Started(Struct):
     """The attempt is to be handed to its member."""
 
@@ -131,6 +145,8 @@ Effect = (
     | Instructed
     | WaitOpened
     | WaitEnded
+    | GrantAsked
+    | GrantAnswered
     | Started
     | Stopped
     | Ended

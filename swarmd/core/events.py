@@ -24,10 +24,30 @@ class RetryPolicy(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields
 
 
 class Budget(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What a task and its children together may spend over all attempts; 0 is no limit."""
+    """What a task and its children together may spend over all attempts; what is left out has no limit.
+
+    Cost is in millionths of a US dollar, `wall_ms` the time for which attempts run, added up.
+    """
+
+    tokens: int | None = None
+    cost_microusd: int | None = None
+    steps: int | None = None
+    wall_ms: int | None = None
+
+
+class Limit(Budget, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a tenant or a swarm may spend: for good, or on each day (UTC)."""
+
+    period: Literal["total", "day"] = "total"
+
+
+class Spending(Struct, frozen=True, omit_defaults=True):
+    """What something cost, in the measures of a budget."""
 
     tokens: int = 0
+    cost_microusd: int = 0
     steps: int = 0
+    wall_ms: int = 0
 
 
 class Failure(Struct, omit_defaults=True):
@@ -112,13 +132,36 @@ class Refused(Fact):
 
 
 class Assigned(Fact):
-    """An attempt is given to a member, with what it may spend without asking (0: no limit, -1: nothing is left)."""
+    """An attempt is given to a member. `grant` is what it may spend unasked, as far as the fold finds it left."""
 
     term: int
     epoch: int
     member: str
-    granted_tokens: int = 0
-    granted_steps: int = 0
+    grant: Budget = Budget()
+
+
+class Budgeted(Fact):
+    """What the swarm and its tenants may spend from here on; a later `day` (UTC, since 1970) begins daily limits anew.
+
+    `limits` has an entry "swarm" and one "tenant:NAME" for each tenant with a limit.
+    """
+
+    term: int
+    limits: dict[str, Limit] = field(default_factory=dict)
+    day: int = 0
+
+
+class Granted(Fact):
+    """The answer to wish `n` of an attempt: it may spend `total` since its beginning, or no more, as `refused` says.
+
+    The fold grants at least what was wanted, or nothing.
+    """
+
+    term: int
+    epoch: int
+    n: int
+    total: Budget = Budget()
+    refused: str = ""
 
 
 class Requeued(Fact):
@@ -240,7 +283,10 @@ class MemberLeft(Fact):
 
 
 class Stepped(Fact):
-    """One step of an attempt is done; its result is never computed or paid for again."""
+    """One step of an attempt is done; its result is never computed or paid for again.
+
+    `ran_ms` is for how long the attempt has run since its last report; steps side by side share that time.
+    """
 
     epoch: int
     key: str
@@ -250,10 +296,26 @@ class Stepped(Fact):
     failure: Failure | UnsetType = UNSET
     tokens: int = 0
     duration_ms: int = 0
+    cost_microusd: int = 0
+    ran_ms: int = 0
+
+
+class GrantWanted(Fact):
+    """An attempt has used up its grant: it needs `total` since its beginning for what it wants to do next.
+
+    Wishes are numbered from 1; an attempt has one open wish at most.
+    """
+
+    epoch: int
+    n: int
+    total: Budget = Budget()
 
 
 class Spawned(Fact):
-    """A step that wants a child task; the fold creates it from the folded parent."""
+    """A step that wants a child task; the fold creates it from the folded parent.
+
+    It may rank behind its parent, never before; a `budget` of its own is spent from its parent's as well.
+    """
 
     epoch: int
     key: str
@@ -263,6 +325,8 @@ class Spawned(Fact):
     input_blob: str = ""
     requires: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
+    priority: int | None = None
+    budget: Budget | UnsetType = UNSET
 
 
 class Awaited(Fact):
@@ -309,6 +373,7 @@ class Suspended(Fact):
 
     epoch: int
     waits: list[list[str]]
+    spent: Spending = Spending()
 
 
 class Returned(Fact):
@@ -316,12 +381,16 @@ class Returned(Fact):
 
     epoch: int
     reason: str = ""
+    spent: Spending = Spending()
 
 
 class Completed(Fact):
+    """The attempt has its result. `spent` is, here and in all last reports, what no step has reported."""
+
     epoch: int
     output: Raw = NULL
     output_blob: str = ""
+    spent: Spending = Spending()
 
 
 class Failed(Fact):
@@ -331,6 +400,7 @@ class Failed(Fact):
     failure: Failure
     retryable: bool = True
     retry_after_ms: int = 0
+    spent: Spending = Spending()
 
 
 class Event(Struct, omit_defaults=True, tag_field="specversion", tag="1.0"):
@@ -349,9 +419,11 @@ FACTS: Final[dict[str, type[Fact]]] = {
     "swarmd.swarm.elected.v1": Elected,
     "swarmd.swarm.configured.v1": Configured,
     "swarmd.swarm.settled.v1": Settled,
+    "swarmd.swarm.budgeted.v1": Budgeted,
     "swarmd.task.submitted.v1": Submitted,
     "swarmd.task.rejected.v1": Refused,
     "swarmd.task.assigned.v1": Assigned,
+    "swarmd.task.granted.v1": Granted,
     "swarmd.task.requeued.v1": Requeued,
     "swarmd.task.cancelled.v1": Cancelled,
     "swarmd.task.expired.v1": Expired,
@@ -363,6 +435,7 @@ FACTS: Final[dict[str, type[Fact]]] = {
     "swarmd.task.unpaused.v1": Unpaused,
     "swarmd.swarm.signalled.v1": Signalled,
     "swarmd.task.step.v1": Stepped,
+    "swarmd.task.grant_wanted.v1": GrantWanted,
     "swarmd.task.awaited.v1": Awaited,
     "swarmd.task.sent.v1": Sent,
     "swarmd.task.dropped.v1": Dropped,
@@ -383,6 +456,7 @@ _MEMBER_FACTS: Final = (
     MemberJoined,
     MemberLeft,
     Stepped,
+    GrantWanted,
     Spawned,
     Awaited,
     Sent,

@@ -17,6 +17,7 @@ from swarmd.core.door import Ask, Door
 from swarmd.core.errors import Conflict, Rejected
 from swarmd.core.events import (
     Assigned,
+    Budgeted,
     Cancelled,
     Configured,
     Elected,
@@ -25,6 +26,7 @@ from swarmd.core.events import (
     Expired,
     Fact,
     Failure,
+    Granted,
     MemberLost,
     Paused,
     Redriven,
@@ -38,13 +40,26 @@ from swarmd.core.events import (
     Unpaused,
 )
 from swarmd.core.evolve import apply
+from swarmd.core.granting import Granting
 from swarmd.core.health import Links
 from swarmd.core.office import LeaderSettings, OwedOutcome, start_of
 from swarmd.core.outcomes import outcome_of
 from swarmd.core.placing import Placing
-from swarmd.core.state import Member, SwarmState, Task, Tombstone, tombstone
+from swarmd.core.state import Attempt, Member, SwarmState, Task, Tombstone, tombstone
 from swarmd.core.timers import Timers
-from swarmd.core.wire import ChildDone, Heartbeat, Instruct, Item, Outcome, Pause, Receipt, Stop, Submission, WaitDone
+from swarmd.core.wire import (
+    ChildDone,
+    Grant,
+    Heartbeat,
+    Instruct,
+    Item,
+    Outcome,
+    Pause,
+    Receipt,
+    Stop,
+    Submission,
+    WaitDone,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +93,7 @@ class Leader:
         """Nothing decided in an earlier office stands for anything any more."""
         self.timers = Timers()
         self.placing = Placing(self.state)
+        self.granting = Granting(self.state, self.settings.budgets)
         self.door = Door(self.state, self.placing, self.settings.limits.live_tasks_max)
 
     # --- folding ---
@@ -143,6 +159,17 @@ class Leader:
     def _wait_opened(self, effect: fx.WaitOpened, now_ms: int) -> None:
         self.timers.wait(effect.task, effect.key, effect.wait.until_ms)
 
+    def _grant_asked(self, effect: fx.GrantAsked, now_ms: int) -> None:
+        self.granting.wished()
+
+    def _grant_answered(self, effect: fx.GrantAnswered, now_ms: int) -> None:
+        self._tell_grant(effect.task, effect.attempt)
+
+    def _tell_grant(self, task: Task, attempt: Attempt) -> None:
+        held, member = attempt.held, self.state.members.get(attempt.member)
+        if held is not None and member is not None:
+            self.links.send(member, Grant(task.id, attempt.epoch, held.answered, held.total(), held.refused))
+
     def _tell_attempts(self, task: Task, item: Item) -> None:
         for attempt in task.attempts.values():
             self.links.send(self.state.members[attempt.member], item)
@@ -191,6 +218,10 @@ class Leader:
     def _rearm(self, event: Event) -> None:
         """What time made necessary did not come about (the commit was void or not stored): see it again."""
         fact, task = event.data, self.state.tasks.get(event.subject)
+        if isinstance(fact, Granted):
+            self.granting.answered(event.subject, fact)
+        elif isinstance(fact, Budgeted):
+            self.granting.declared()
         if isinstance(fact, MemberLost):
             if fact.member in self.state.members:
                 self.links.not_lost(fact.member)
@@ -264,6 +295,7 @@ class Leader:
                 losses_max=limits.losses_max,
             )
             self._events.append(Event(state.swarm, fact))
+        self._declare_budgets(now_ms)
         for task in state.tasks.values():
             self.timers.deadline(task)
             if task.state == "queued":
@@ -282,6 +314,11 @@ class Leader:
             if buried is not None:
                 self.owed.append(OwedOutcome(untold.task, untold.reply, untold.packed, buried))
 
+    def _declare_budgets(self, now_ms: int) -> None:
+        fact = self.granting.due(now_ms)
+        if fact is not None:
+            self._events.append(Event(self.state.swarm, fact))
+
     def _owe_waits(self, task: Task) -> None:
         """Waits end in any office; what a running task may not have been told is told again."""
         for key, wait in task.awaited.items():
@@ -289,6 +326,9 @@ class Leader:
                 self.timers.wait(task, key, wait.until_ms)
             elif task.attempts:
                 self._tell_attempts(task, WaitDone(task.id, key, wait.resolved))
+        for attempt in task.attempts.values():
+            if attempt.held is not None and attempt.held.answered:
+                self._tell_grant(task, attempt)
         if task.attempts:
             for place in task.told:
                 self._tell_attempts(task, Instruct(task.id, place))
@@ -421,6 +461,7 @@ class Leader:
             self.links.forgive(stall)
         self._ticked_at_ms = now_ms
         self._due(now_ms)
+        self._declare_budgets(now_ms)
         self._reconcile()
         for member in self.links.lapsed(now_ms):
             self._events.append(Event(member, MemberLost(term=self.state.term, member=member)))
@@ -479,6 +520,7 @@ class Leader:
         events, self.door.events = self.door.events, []
         events += self._events
         self._events = []
+        events += self.granting.decide()
         events += self.placing.decide(self.links, self.settings.placements_max)
         return events
 
@@ -521,6 +563,8 @@ _ACTS: Final[dict[type[fx.Effect], Callable[[Leader, Any, int], None]]] = {
     fx.Instructed: Leader._instructed,
     fx.WaitOpened: Leader._wait_opened,
     fx.WaitEnded: Leader._wait_ended,
+    fx.GrantAsked: Leader._grant_asked,
+    fx.GrantAnswered: Leader._grant_answered,
     fx.Started: Leader._started,
     fx.Ended: Leader._ended,
     fx.Stopped: Leader._stopped,

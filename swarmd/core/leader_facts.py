@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Raw
 
+from swarmd.core import budgets
 from swarmd.core import effects as fx
+from swarmd.core.budget_facts import BUDGET_LEADER_TRANSITIONS
 from swarmd.core.events import (
     Assigned,
     Cancelled,
@@ -23,7 +25,7 @@ from swarmd.core.events import (
     Submitted,
 )
 from swarmd.core.ids import is_uuid7
-from swarmd.core.moves import Sink, end, queue, retire
+from swarmd.core.moves import Sink, end, open_account, queue, retire
 from swarmd.core.outcomes import EXPIRED, LOST_MEMBERS
 from swarmd.core.state import Attempt, Limits, SwarmState, Task, tombstone
 from swarmd.core.wait_facts import WAIT_TRANSITIONS, leads, reopen_waits
@@ -88,6 +90,7 @@ def _submitted(state: SwarmState, commit: Commit, index: int, subject: str, fact
         requires=fact.requires,
     )
     state.tasks[subject] = task
+    open_account(state, task, task.draws)
     state.counters.submitted += 1
     if fact.not_before_ms:
         task.state, task.not_before_ms = "delayed", fact.not_before_ms
@@ -130,6 +133,9 @@ def _assigned(state: SwarmState, commit: Commit, index: int, subject: str, fact:
         return "not_queued"
     task.version = task.version or offered[0]
     attempt = Attempt(fact.epoch, fact.member, journal)
+    if state.accounts:
+        names = budgets.names_of(state.accounts, task.draws, task.tenant)
+        attempt.held = budgets.reserve(state.accounts, names, fact.grant)
     task.epoch = fact.epoch
     task.state = "assigned"
     task.attempts[fact.epoch] = attempt
@@ -188,6 +194,7 @@ def _redriven(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     state.tasks[subject] = task
     if task.epoch:
         state.idle[subject] = None
+    open_account(state, task, [name for name in task.draws if name != budgets.task_account(subject)])
     reopen_waits(state, task, out)
     queue(state, task, out)
     return ""
@@ -228,4 +235,5 @@ LEADER_TRANSITIONS: Final[dict[type[Fact], Callable[..., str]]] = {
     Redriven: _redriven,
     MemberLost: _member_lost,
     **WAIT_TRANSITIONS,
+    **BUDGET_LEADER_TRANSITIONS,
 }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from swarmd.core import effects as fx
+from swarmd.core.budgets import NO_LIMIT, bill, bounded
 from swarmd.core.events import (
     Awaited,
     Completed,
@@ -14,6 +15,7 @@ from swarmd.core.events import (
     Fact,
     Failed,
     Failure,
+    GrantWanted,
     MemberJoined,
     MemberLeft,
     Returned,
@@ -23,7 +25,7 @@ from swarmd.core.events import (
     Suspended,
 )
 from swarmd.core.ids import child_id, node_member, swarm_member
-from swarmd.core.moves import Sink, end, queue, retire, spend
+from swarmd.core.moves import Sink, end, open_account, queue, retire, spend, spend_last, wish_key
 from swarmd.core.state import Attempt, Member, SwarmState, Task
 from swarmd.core.wait_facts import begin_wait, deliver, is_resolved
 
@@ -88,7 +90,7 @@ def _stepped(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
     if fact.key in attempt.journal:
         return "repeated_step"
     attempt.journal[fact.key] = (commit.seq, index)
-    spend(state, task, max(0, fact.tokens))
+    spend(state, task, attempt, bill(fact.tokens, fact.cost_microusd, 1, fact.ran_ms))
     state.counters.steps += 1
     return ""
 
@@ -103,7 +105,7 @@ def _awaited(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
     known = task.awaited.get(fact.key)
     place = known.place if known else (commit.seq, index)
     attempt.journal[fact.key] = place
-    spend(state, task, 0)
+    spend(state, task, attempt)
     state.counters.steps += 1
     if known is None:
         begin_wait(state, task, fact, place, out)
@@ -118,7 +120,7 @@ def _sent(state: SwarmState, commit: Commit, index: int, subject: str, fact: Sen
     if fact.key in attempt.journal:
         return "repeated_step"
     attempt.journal[fact.key] = (commit.seq, index)
-    spend(state, task, 0)
+    spend(state, task, attempt)
     state.counters.steps += 1
     if fact.key not in task.sent:
         task.sent[fact.key] = None
@@ -134,13 +136,27 @@ def _dropped(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
     if fact.key in attempt.journal:
         return "repeated_step"
     attempt.journal[fact.key] = (commit.seq, index)
-    spend(state, parent, 0)
+    spend(state, parent, attempt)
     state.counters.steps += 1
     why = Failure("cancelled", fact.reason or "its parent no longer needs it")
     for name in fact.children:
         child = state.tasks.get(name)
         if child is not None and name in parent.children:
             end(state, fx.Ended(child, "cancelled", (commit.seq, index), failure=why), out)
+    return ""
+
+
+def _grant_wanted(state: SwarmState, commit: Commit, index: int, subject: str, fact: GrantWanted, out: Sink) -> str:
+    found = reported(state, commit, subject, fact.epoch)
+    if isinstance(found, str):
+        return found
+    task, attempt = found
+    held = attempt.held
+    if held is None or fact.n != held.asked + 1 or held.asked != held.answered:
+        return "repeated_wish"
+    held.asked, held.wanted = fact.n, bounded(fact.total)
+    state.wishes[wish_key(subject, fact.epoch)] = (subject, fact.epoch)
+    out.append(fx.GrantAsked(task, attempt))
     return ""
 
 
@@ -155,7 +171,7 @@ def _spawned(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
     if child in state.tasks and child not in parent.children:
         return "repeated_id"
     attempt.journal[fact.key] = (commit.seq, index)
-    spend(state, parent, 0)
+    spend(state, parent, attempt)
     state.counters.steps += 1
     if child in parent.children:
         return ""
@@ -166,17 +182,18 @@ def _spawned(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
         (commit.seq, index),
         Raw(bytes(fact.input)),
         input_blob=fact.input_blob,
-        priority=parent.priority,
+        priority=parent.priority if fact.priority is None else min(parent.priority, fact.priority),
         deadline_at_ms=parent.deadline_at_ms,
         tenant=parent.tenant,
         parent=subject,
         retry=parent.retry,
-        budget=parent.budget,
+        budget=NO_LIMIT if fact.budget is UNSET else fact.budget,
         labels=fact.labels,
         requires=fact.requires,
     )
     parent.children[child] = None
     state.tasks[child] = task
+    open_account(state, task, parent.draws)
     state.counters.submitted += 1
     out.append(fx.Queued(task, new=True))
     return ""
@@ -186,9 +203,10 @@ def _suspended(state: SwarmState, commit: Commit, index: int, subject: str, fact
     found = reported(state, commit, subject, fact.epoch)
     if isinstance(found, str):
         return found
-    task, _ = found
+    task, attempt = found
     if any(name not in task.children and name not in task.awaited for group in fact.waits for name in group):
         return "unknown_wait"
+    spend_last(state, task, attempt, fact.spent)
     retire(state, task, fact.epoch)
     if task.attempts:
         return ""
@@ -204,7 +222,8 @@ def _returned(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     found = reported(state, commit, subject, fact.epoch)
     if isinstance(found, str):
         return found
-    task, _ = found
+    task, attempt = found
+    spend_last(state, task, attempt, fact.spent)
     retire(state, task, fact.epoch)
     if not task.attempts:
         queue(state, task, out)
@@ -215,7 +234,8 @@ def _completed(state: SwarmState, commit: Commit, index: int, subject: str, fact
     found = reported(state, commit, subject, fact.epoch)
     if isinstance(found, str):
         return found
-    task, _ = found
+    task, attempt = found
+    spend_last(state, task, attempt, fact.spent)
     end(
         state,
         fx.Ended(task, "completed", (commit.seq, index), fact.output, fact.output_blob),
@@ -229,7 +249,8 @@ def _failed(state: SwarmState, commit: Commit, index: int, subject: str, fact: F
     found = reported(state, commit, subject, fact.epoch)
     if isinstance(found, str):
         return found
-    task, _ = found
+    task, attempt = found
+    spend_last(state, task, attempt, fact.spent)
     task.failures += 1
     if fact.retryable and len(task.attempts) > 1:
         retire(state, task, fact.epoch)
@@ -256,6 +277,7 @@ MEMBER_TRANSITIONS: Final[dict[type[Fact], Callable[..., str]]] = {
     Sent: _sent,
     Dropped: _dropped,
     Spawned: _spawned,
+    GrantWanted: _grant_wanted,
     Suspended: _suspended,
     Returned: _returned,
     Completed: _completed,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from swarmd.core import budgets
 from swarmd.core import effects as fx
+from swarmd.core.events import Limit, Spending
 from swarmd.core.ids import is_uuid7
 from swarmd.core.outcomes import PARENT_ENDED
 from swarmd.core.state import Attempt, Place, SwarmState, Task, TaskState, Tombstone, Untold, Wait
@@ -12,6 +14,8 @@ from swarmd.core.state import Attempt, Place, SwarmState, Task, TaskState, Tombs
 Sink = list[fx.Effect]
 #: Closed questions that are remembered, for those who answer late.
 CLOSED_MAX: Final = 10_000
+ONE_STEP: Final = [0, 0, 1, 0]
+NOTHING_SPENT: Final = Spending()
 
 
 def queue(state: SwarmState, task: Task, out: Sink) -> None:
@@ -37,6 +41,8 @@ def wake(state: SwarmState, task: Task, name: str, out: Sink) -> None:
 def retire(state: SwarmState, task: Task, epoch: int) -> Attempt:
     """End an attempt without a verdict; its branch becomes the journal that the next one starts from."""
     attempt = task.attempts.pop(epoch)
+    if attempt.held is not None:
+        _release(state, task, epoch, attempt.held)
     if not task.attempts:
         task.journal = attempt.journal
         state.idle[task.id] = None
@@ -50,13 +56,49 @@ def _free(state: SwarmState, task_id: str, member_id: str) -> None:
         member.running.pop(task_id, None)
 
 
-def spend(state: SwarmState, task: Task, tokens: int) -> None:
-    """One step and its tokens, from the task's budget and those of its parents: a family has one pot."""
+def spend(state: SwarmState, task: Task, attempt: Attempt, spent: budgets.Amounts = ONE_STEP) -> None:
+    """Charge what an attempt spent: to the task and its parents, and to whoever limits it."""
+    tokens, cost, steps, ran_ms = spent
     kin: Task | None = task
     while kin is not None:
         kin.spent_tokens += tokens
-        kin.spent_steps += 1
+        kin.spent_microusd += cost
+        kin.spent_steps += steps
+        kin.ran_ms += ran_ms
         kin = state.tasks.get(kin.parent) if kin.parent else None
+    state.counters.tokens += tokens
+    state.counters.cost_microusd += cost
+    accounts = state.accounts
+    if accounts:
+        names = budgets.names_of(accounts, task.draws, task.tenant) if attempt.held is None else ()
+        budgets.settle(accounts, names, attempt.held, spent)
+
+
+def spend_last(state: SwarmState, task: Task, attempt: Attempt, spent: Spending) -> None:
+    """Charge what the last report of an attempt adds to its steps."""
+    if spent != NOTHING_SPENT:
+        spend(state, task, attempt, budgets.bill_of(spent))
+
+
+def wish_key(task_id: str, epoch: int) -> str:
+    """An attempt among those that wait for a grant."""
+    return f"{task_id} {epoch}"
+
+
+def _release(state: SwarmState, task: Task, epoch: int, held: budgets.Reservation) -> None:
+    """An attempt is over: what it did not spend is free, and it wishes for nothing any more."""
+    budgets.release(state.accounts, held)
+    state.wishes.pop(wish_key(task.id, epoch), None)
+    state.releases += 1
+
+
+def open_account(state: SwarmState, task: Task, draws: list[str]) -> None:
+    """A task draws on the accounts of its ancestors, and on its own if it has a budget."""
+    task.draws = draws
+    if task.budget != budgets.NO_LIMIT:
+        name = budgets.task_account(task.id)
+        state.accounts[name] = budgets.Account(Limit(*budgets.amounts_of(task.budget)))
+        task.draws = [*draws, name]
 
 
 def end(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> None:
@@ -88,6 +130,8 @@ def _close(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> 
         forget_waits(state, task, place)
     task.mailbox = []
     for epoch, attempt in task.attempts.items():
+        if attempt.held is not None:
+            _release(state, task, epoch, attempt.held)
         member = state.members.get(attempt.member)
         if member is None:
             continue
@@ -97,6 +141,8 @@ def _close(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> 
     if task.attempts:
         task.journal = task.attempts[reporter or max(task.attempts)].journal
         task.attempts = {}
+    if task.budget != budgets.NO_LIMIT:
+        state.accounts.pop(budgets.task_account(task.id), None)
     _bury(state, task, ended.state, place)
     if task.reply:
         state.untold.append(Untold(task.id, task.reply, task.packed, place[0]))

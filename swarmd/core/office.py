@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, field
 
+from swarmd.core.budgets import NO_LIMIT
 from swarmd.core.errors import Conflict, Rejected
+from swarmd.core.events import Limit
 from swarmd.core.state import Attempt, Limits, SwarmState, Task, Tombstone
 from swarmd.core.wire import Start
 
@@ -15,7 +17,10 @@ AHEAD_MS_MAX: Final = 60_000
 
 
 class LeaderSettings(Struct, frozen=True):
-    """How a leader behaves; times in milliseconds."""
+    """How a leader behaves; times in milliseconds.
+
+    `budgets` are limits of the swarm and its tenants, by account: "swarm", "tenant:NAME".
+    """
 
     limits: Limits = Limits()
     lease_ms: int = 2_000
@@ -23,6 +28,7 @@ class LeaderSettings(Struct, frozen=True):
     settle_ms: int = 500
     stall_ms: int = 500
     placements_max: int = 512
+    budgets: dict[str, Limit] = field(default_factory=dict)
 
 
 class OwedOutcome(Struct, frozen=True):
@@ -36,7 +42,7 @@ class OwedOutcome(Struct, frozen=True):
 
 def start_of(state: SwarmState, task: Task, attempt: Attempt) -> Start:
     """What a member needs to run this attempt."""
-    tokens, steps = grant(state, task)
+    held = attempt.held
     return Start(
         task.id,
         attempt.epoch,
@@ -47,8 +53,7 @@ def start_of(state: SwarmState, task: Task, attempt: Attempt) -> Start:
         list(attempt.journal.values()),
         task.children,
         task.deadline_at_ms,
-        tokens,
-        steps,
+        held.total() if held is not None else NO_LIMIT,
         task.tenant,
         task.priority,
         task.labels,
@@ -64,25 +69,3 @@ def too_old(task_id: str) -> Rejected:
 
 def id_taken(task_id: str) -> Conflict:
     return Conflict("id_taken", f"id {task_id} belongs to a task with another agent or input")
-
-
-def grant(state: SwarmState, task: Task) -> tuple[int, int]:
-    """Tokens and steps that an attempt may spend without asking: 0 for no limit, -1 when nothing is left.
-
-    A family has one pot: what a child spends is spent by its parents too, and the least that is left counts.
-    """
-    tokens = steps = 0
-    kin: Task | None = task
-    while kin is not None:
-        budget = kin.budget
-        if budget.tokens:
-            tokens = _less(tokens, budget.tokens - kin.spent_tokens)
-        if budget.steps:
-            steps = _less(steps, budget.steps - kin.spent_steps)
-        kin = state.tasks.get(kin.parent) if kin.parent else None
-    return tokens, steps
-
-
-def _less(known: int, remaining: int) -> int:
-    found = remaining if remaining > 0 else -1
-    return min(known, found) if known else found

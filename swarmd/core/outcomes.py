@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from swarmd.core.codec import Commit, Garbage
-from swarmd.core.events import Cancelled, Completed, Event, Expired, Failed, Failure, MemberLost
+from swarmd.core.events import Cancelled, Completed, Event, Expired, Failed, Failure, MemberLost, Spending
 from swarmd.core.wire import Outcome
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def outcome_of(ended: Ended) -> Outcome:
     """A verdict that was just folded."""
     task = ended.task
     outcome = Outcome(task.id, ended.state, attempts=task.epoch, seq=ended.place[0], error=ended.failure)
+    outcome.spent = Spending(task.spent_tokens, task.spent_microusd, task.spent_steps, task.ran_ms)
     if ended.state == "completed":
         outcome.output, outcome.output_blob = ended.output, ended.output_blob
     return outcome

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from swarmd.core.budgets import NO_LIMIT, names_of, offer
 from swarmd.core.events import Assigned, Event, Submitted
-from swarmd.core.office import grant
 from swarmd.core.placement import Queue
 
 if TYPE_CHECKING:
     from swarmd.core.health import Links
-    from swarmd.core.state import SwarmState, Task
+    from swarmd.core.state import Member, SwarmState, Task
 
 
 class Placing:
@@ -79,7 +79,7 @@ class Placing:
         members = [m for m in state.members.values() if m.capacity and links.reachable(m)]
         free = {m.id: m.capacity - len(m.running) - taken.get(m.id, 0) for m in members}
         for task_id, member in self._queue.place(members, free, limit):
-            fact = self._assignment(task_id, member.id)
+            fact = self._assignment(task_id, member)
             if fact is None or task_id in self._placed:
                 continue  # gone, or an earlier placement is still on its way: it waits again after that
             self._placed[task_id] = (member.id, fact.epoch)
@@ -87,17 +87,18 @@ class Placing:
             events.append(Event(task_id, fact))
         return events
 
-    def _assignment(self, task_id: str, member: str) -> Assigned | None:
-        task = self._state.tasks.get(task_id)
-        if task is not None:
-            fact = Assigned(term=self._state.term, epoch=task.epoch + 1, member=member)
-            fact.granted_tokens, fact.granted_steps = grant(self._state, task)
-        elif task_id in self._fresh:
-            fact = Assigned(term=self._state.term, epoch=1, member=member)
-            budget = self._fresh[task_id].budget
-            fact.granted_tokens, fact.granted_steps = budget.tokens, budget.steps
-        else:
+    def _assignment(self, task_id: str, member: Member) -> Assigned | None:
+        """The placement, with a slice of what its budgets have left; the fold says what it may have of that."""
+        state = self._state
+        task = state.tasks.get(task_id)
+        wanted = task or self._fresh.get(task_id)
+        if wanted is None:
             return None
+        fact = Assigned(term=state.term, epoch=task.epoch + 1 if task else 1, member=member.id)
+        own = NO_LIMIT if task else wanted.budget
+        if state.accounts or own != NO_LIMIT:
+            names = names_of(state.accounts, task.draws if task else (), wanted.tenant)
+            fact.grant = offer(state.accounts, names, own, child=member.kind == "swarm")
         return fact
 
     def waiting(self) -> dict[str, int]:

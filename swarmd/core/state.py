@@ -10,10 +10,11 @@ from typing import Final, Literal
 
 from msgspec import Raw, Struct, field
 
+from swarmd.core.budgets import Account, Reservation
 from swarmd.core.events import Budget, RetryPolicy, WaitKind
 
 #: Raised whenever `evolve` gives the same log another meaning: older snapshots are then not used.
-FOLD_VERSION: Final = 2
+FOLD_VERSION: Final = 3
 
 TaskState = Literal[
     "queued",
@@ -43,11 +44,12 @@ class Limits(Struct, frozen=True):
 
 
 class Attempt(Struct):
-    """One try of a task: its member, and its branch of the journal (step key → place, in order)."""
+    """One try of a task: its member, its branch of the journal (step key → place, in order), what it may spend."""
 
     epoch: int
     member: str
     journal: dict[str, Place]
+    held: Reservation | None = None
 
 
 class Wait(Struct):
@@ -93,6 +95,8 @@ class Task(Struct):
     losses: int = 0
     spent_tokens: int = 0
     spent_steps: int = 0
+    spent_microusd: int = 0
+    ran_ms: int = 0
     retry_after_ms: int = 0
     input_blob: str = ""
     priority: int = 0
@@ -103,6 +107,7 @@ class Task(Struct):
     packed: bool = False
     retry: RetryPolicy = RetryPolicy()
     budget: Budget = Budget()
+    draws: list[str] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
     requires: dict[str, str] = field(default_factory=dict)
     attempts: dict[int, Attempt] = field(default_factory=dict)
@@ -173,6 +178,8 @@ class Counters(Struct):
     expired: int = 0
     refused: int = 0
     steps: int = 0
+    tokens: int = 0
+    cost_microusd: int = 0
     ignored: dict[str, int] = field(default_factory=dict)
     garbage: int = 0
     gaps: int = 0
@@ -183,6 +190,8 @@ class SwarmState(Struct):
 
     `idle` are the tasks that have begun and that no member runs now. `questions` are the open ones, id → task and key; `closed` says of late ones where
     they were closed. `listeners` are open waits for events, name → task → keys; `signals` the last event of each name.
+    `accounts` are those with a limit, `wishes` the attempts that wait for a grant, in order (see budgets.py); `releases`
+    counts what may let one be met.
     """
 
     swarm: str
@@ -208,6 +217,10 @@ class SwarmState(Struct):
     closed: dict[str, Place] = field(default_factory=dict)
     listeners: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     signals: dict[str, Place] = field(default_factory=dict)
+    accounts: dict[str, Account] = field(default_factory=dict)
+    wishes: dict[str, tuple[str, int]] = field(default_factory=dict)
+    budget_day: int = 0
+    releases: int = 0
     counters: Counters = field(default_factory=Counters)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from swarmd.core.budgets import is_open, is_shared, names_of
 from swarmd.core.errors import Rejected
-from swarmd.core.state import Member, Task, live_attempt, tombstone
-from swarmd.core.wire import MemberStatus, SwarmStatus, TaskStatus
+from swarmd.core.events import Spending
+from swarmd.core.state import Member, SwarmState, Task, live_attempt, tombstone
+from swarmd.core.wire import AccountStatus, MemberStatus, SwarmStatus, TaskStatus
 
 if TYPE_CHECKING:
     from swarmd.core.leader import Leader
@@ -32,6 +34,7 @@ def swarm_status(leader: Leader, now_ms: int) -> SwarmStatus:
         members,
         leader.waiting(),
         leader.refusing,
+        [account_status(state, name) for name in state.accounts if is_shared(name)],
     )
 
 
@@ -47,6 +50,12 @@ def _member_status(leader: Leader, member: Member, now_ms: int) -> MemberStatus:
         max(0, now_ms - heard) if heard else -1,
         leader.links.reachable(member),
     )
+
+
+def account_status(state: SwarmState, name: str) -> AccountStatus:
+    """One account of the fold."""
+    account = state.accounts[name]
+    return AccountStatus(name, account.limit, Spending(*account.spent), Spending(*account.reserved))
 
 
 def task_status(leader: Leader, task_id: str) -> TaskStatus:
@@ -74,6 +83,8 @@ def task_status(leader: Leader, task_id: str) -> TaskStatus:
         len(task.children),
         _waiting_for(leader, task),
         state.seq,
+        Spending(task.spent_tokens, task.spent_microusd, task.spent_steps, task.ran_ms),
+        [account_status(state, name) for name in names_of(state.accounts, task.draws, task.tenant)],
     )
 
 
@@ -98,6 +109,9 @@ def _waiting_for(leader: Leader, task: Task) -> str:
         return f"its time, {task.not_before_ms} ms since 1970"
     if task.state == "backoff":
         return f"its back-off after failure {task.failures}"
+    wanting = [held.wanted for held in (attempt.held for attempt in task.attempts.values()) if held and is_open(held)]
+    if wanting:
+        return "a grant: what is left of its budgets is reserved by others"
     if task.state != "queued":
         return ""
     offering = [m for m in leader.state.members.values() if task.agent in m.agents]

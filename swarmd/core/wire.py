@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
-from swarmd.core.events import NULL, Budget, Failure, RetryPolicy
+from swarmd.core.events import NULL, Budget, Failure, Limit, RetryPolicy, Spending
 from swarmd.core.state import Place, TaskState
 
 # --- what clients write ----------------------------------------------------------------------------
@@ -117,7 +117,10 @@ class Receipt(Struct, omit_defaults=True):
 
 
 class Outcome(Struct, omit_defaults=True):
-    """A task's verdict for its client, or its state so far while `final` is false."""
+    """A task's verdict for its client, or its state so far while `final` is false.
+
+    `spent` is what it and its children cost; a verdict that is told again later comes without.
+    """
 
     task: str
     state: TaskState
@@ -127,6 +130,16 @@ class Outcome(Struct, omit_defaults=True):
     attempts: int = 0
     seq: int = 0
     final: bool = True
+    spent: Spending | UnsetType = UNSET
+
+
+class AccountStatus(Struct, omit_defaults=True):
+    """Whose spending is limited: `swarm`, `tenant:NAME` or `task:ID`. `reserved` is granted and not spent yet."""
+
+    account: str
+    limit: Limit
+    spent: Spending = Spending()
+    reserved: Spending = Spending()
 
 
 class TaskStatus(Struct, omit_defaults=True):
@@ -142,6 +155,8 @@ class TaskStatus(Struct, omit_defaults=True):
     children: int = 0
     waiting_for: str = ""
     seq: int = 0
+    spent: Spending = Spending()
+    budgets: list[AccountStatus] = field(default_factory=list)
 
 
 class MemberStatus(Struct, omit_defaults=True):
@@ -169,6 +184,7 @@ class SwarmStatus(Struct, omit_defaults=True):
     members: list[MemberStatus]
     waiting: dict[str, int]
     refusing: str = ""
+    budgets: list[AccountStatus] = field(default_factory=list)
 
 
 # --- leader to members -----------------------------------------------------------------------------
@@ -177,7 +193,7 @@ class SwarmStatus(Struct, omit_defaults=True):
 class Start(Struct, omit_defaults=True, tag_field="op", tag="start"):
     """Run this attempt. `journal`, `children`, `resolved` waits and what it was `told` are places in the log.
 
-    Read them before resuming.
+    Read them before resuming. `grant` is what it may spend before it asks for more.
     """
 
     task: str
@@ -189,14 +205,15 @@ class Start(Struct, omit_defaults=True, tag_field="op", tag="start"):
     journal: list[Place] = field(default_factory=list)
     children: dict[str, Place | None] = field(default_factory=dict)
     deadline_at_ms: int = 0
-    granted_tokens: int = 0
-    granted_steps: int = 0
+    grant: Budget = Budget()
     tenant: str = ""
     priority: int = 0
     labels: dict[str, str] = field(default_factory=dict)
     resolved: dict[str, Place] = field(default_factory=dict)
     told: list[Place] = field(default_factory=list)
     version: str = "1"
+    granted_tokens: int = 0
+    granted_steps: int = 0
 
 
 class Stop(Struct, tag_field="op", tag="stop"):
@@ -229,6 +246,16 @@ class Instruct(Struct, tag_field="op", tag="instruct"):
     place: Place
 
 
+class Grant(Struct, tag_field="op", tag="grant"):
+    """The answer to wish `n` of this attempt: it may spend `total` since it began, or no more, as `refused` says."""
+
+    task: str
+    epoch: int
+    n: int
+    total: Budget = Budget()
+    refused: str = ""
+
+
 class Pause(Struct, tag_field="op", tag="pause"):
     """This attempt shall be suspended at its next step."""
 
@@ -243,7 +270,7 @@ class Rejoin(Struct, tag_field="op", tag="rejoin"):
     """The log does not know your members: join again."""
 
 
-Item = Start | Stop | ChildDone | WaitDone | Instruct | Pause | Report | Rejoin
+Item = Start | Stop | ChildDone | WaitDone | Instruct | Grant | Pause | Report | Rejoin
 
 
 class Dispatch(Struct):

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import UNSET, Raw, Struct
 
+from swarmd.core.budgets import amounts_of
 from swarmd.core.errors import Conflict, Fault, Rejected
-from swarmd.core.events import NULL, Budget, Completed, Fact, Failure, MemberJoined, Returned
+from swarmd.core.events import NULL, Completed, Fact, Failure, MemberJoined, Returned, Spending
 from swarmd.core.ids import delegated_id, swarm_member
 from swarmd.core.wire import Outcome, Submission
 from swarmd.ports import Blobs
@@ -174,8 +175,8 @@ class Delegate(MemberProcess):
             super()._start(start)
 
     async def _submission(self, start: Start) -> Submission:
-        if min(start.granted_tokens, start.granted_steps) < 0:
-            raise Rejected("budget_exhausted", "nothing is left in this task's budget")
+        if 0 in amounts_of(start.grant):
+            raise Rejected("budget_exhausted", "nothing is left of a budget that this task draws on")
         if start.input_blob:
             await self._copy(start.input_blob, self._ports.parent_blobs, self._ports.child_blobs)
         left_ms = start.deadline_at_ms - self._shell.clock.now_ms() if start.deadline_at_ms else 0
@@ -186,7 +187,7 @@ class Delegate(MemberProcess):
             priority=start.priority,
             timeout_ms=max(left_ms, 1) if start.deadline_at_ms else 0,
             tenant=start.tenant,
-            budget=Budget(start.granted_tokens, start.granted_steps),
+            budget=start.grant,
             labels=start.labels,
             input_blob=start.input_blob,
         )
@@ -196,10 +197,17 @@ class Delegate(MemberProcess):
             if outcome.output_blob:
                 await self._copy(outcome.output_blob, self._ports.child_blobs, self._ports.parent_blobs)
             output = outcome.output if isinstance(outcome.output, Raw) else NULL
-            return Completed(epoch=start.epoch, output=Raw(bytes(output)), output_blob=outcome.output_blob)
+            return Completed(
+                epoch=start.epoch,
+                output=Raw(bytes(output)),
+                output_blob=outcome.output_blob,
+                spent=_spent(start, outcome),
+            )
         error = outcome.error if outcome.error is not UNSET else Failure(outcome.state, outcome.state)
         assert isinstance(error, Failure)
-        return failed(start, error.code, f"in swarm {self._child.name}: {error.message}", False)
+        fact = failed(start, error.code, f"in swarm {self._child.name}: {error.message}", False)
+        fact.spent = _spent(start, outcome)
+        return fact
 
     async def _copy(self, digest: str, source: Blobs, target: Blobs) -> None:
         """Bring a blob over by its hash; repeated while a broker is away."""
@@ -224,3 +232,10 @@ class Delegate(MemberProcess):
             await self._child.cancel(delegated_id(self._who.swarm, *key), "its attempt was stopped by the parent swarm")
         finally:
             self._recalls.discard(key)
+
+
+def _spent(start: Start, outcome: Outcome) -> Spending:
+    """What the child spent; a verdict that was read from the log long after does not say, and counts as all of it."""
+    if isinstance(outcome.spent, Spending):
+        return outcome.spent
+    return Spending(*(amount or 0 for amount in amounts_of(start.grant)))

@@ -22,6 +22,7 @@ from swarmd.core.events import (
     Fact,
     Failed,
     Failure,
+    Limit,
     MemberJoined,
     MemberLeft,
     MemberLost,
@@ -37,6 +38,7 @@ from swarmd.core.events import (
     Settled,
     Signalled,
     Spawned,
+    Spending,
     Stepped,
     Suspended,
     Told,
@@ -59,6 +61,9 @@ def raws() -> st.SearchStrategy[Raw]:
     return json_values.map(lambda value: Raw(msgspec.json.encode(value)))
 
 
+maybe = st.none() | numbers
+budgets = st.builds(Budget, tokens=maybe, cost_microusd=maybe, steps=maybe, wall_ms=maybe)
+limits = st.builds(Limit, tokens=maybe, cost_microusd=maybe, steps=maybe, wall_ms=maybe)
 failures = st.builds(Failure, code=texts, message=texts)
 FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     int: numbers,
@@ -67,7 +72,10 @@ FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     Raw: raws(),
     Failure: failures,
     RetryPolicy: st.builds(RetryPolicy, attempts_max=numbers, backoff_ms=numbers),
-    Budget: st.builds(Budget, tokens=numbers, steps=numbers),
+    Budget: budgets,
+    Limit: limits,
+    Spending: st.builds(Spending, tokens=numbers, cost_microusd=numbers, steps=numbers, wall_ms=numbers),
+    dict[str, Limit]: st.dictionaries(texts, limits, max_size=2),
     dict[str, str]: st.dictionaries(texts, texts, max_size=2),
     list[str]: st.lists(texts, max_size=3),
     list[list[str]]: st.lists(st.lists(texts, max_size=3), max_size=3),
@@ -80,9 +88,11 @@ def field_values(kind: Any) -> st.SearchStrategy[Any]:
     if kind in FIELDS:
         return FIELDS[kind]
     options = get_args(kind)
-    for optional in (Failure, Question):
+    for optional in (Failure, Question, Budget):
         if optional in options:
             return FIELDS[optional] | st.just(UNSET)
+    if options == (int, type(None)):
+        return maybe
     return st.sampled_from(options)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from swarmd.core.events import Budget, Spawned, Stepped
 from swarmd.core.ids import child_id
-from swarmd.core.office import grant
 from swarmd.core.outcomes import outcome_at
 from swarmd.core.wire import Outcome, Receipt, Report
 from tests.core.history import offer
@@ -59,7 +58,7 @@ def test_cancel_and_redrive_are_answered_by_the_fold() -> None:
 
 
 def test_a_family_has_one_budget() -> None:
-    """What a child spends is spent by its parent, and a child gets no more than its parent has left."""
+    """What a child spends is spent by its parent, and both reserve from what the parent has left."""
     stage = Stage()
     leader = stage.leading()
     stage.member("w", ("w/b/0", offer("w/b/0", capacity=4)))
@@ -69,11 +68,16 @@ def test_a_family_has_one_budget() -> None:
     stage.member("w", ("t", Spawned(epoch=1, key="spawn#1", n=1, agent="a")))
     stage.decide(leader)
     child = leader.state.tasks[child_id("t", 1)]
-    assert grant(leader.state, child) == (40, 7)
+    account = leader.state.accounts["task:t"]
+    assert account.spent == [60, 0, 2, 0]
+    held = child.attempts[1].held
+    assert held is not None
+    assert held.granted == [10, None, 2, None]
+    assert account.reserved == [10, 0, 3, 0]
     stage.member("w", (child.id, Stepped(epoch=1, key="m#1", kind="model", tokens=50)))
     parent = leader.state.tasks["t"]
     assert (parent.spent_tokens, parent.spent_steps) == (110, 3)
-    assert grant(leader.state, child) == (-1, 6)
+    assert (account.spent, account.reserved) == ([110, 0, 3, 0], [0, 0, 2, 0])
 
 
 def test_a_list_of_a_log_that_is_gone_is_asked_for_again() -> None:

@@ -606,9 +606,9 @@ def test_each_attempt_is_granted_what_is_left() -> None:
     stage.member("w", ("t", Stepped(epoch=1, key="a", kind="model", tokens=130)))
     stage.member("w", ("t", Returned(epoch=1)))
     granted += [event for event in stage.decide(leader) if isinstance(event.data, Assigned)]
-    assert [(e.data.granted_tokens, e.data.granted_steps) for e in granted if isinstance(e.data, Assigned)] == [
-        (100, 2),
-        (-1, 1),
+    assert [e.data.grant for e in granted if isinstance(e.data, Assigned)] == [
+        Budget(tokens=25, steps=1),
+        Budget(tokens=0, steps=1),
     ]
 
 
