@@ -13,6 +13,7 @@ from msgspec import Struct, field
 if TYPE_CHECKING:
     from swarmd.core.catalog import FindQuery, FoundTask, TaskRow
     from swarmd.core.codec import Record
+    from swarmd.core.model_limits import Rate, Slice
     from swarmd.core.program import ProgramSpec
     from swarmd.core.turns import ModelReply, ModelRequest, ToolSpec
 
@@ -61,6 +62,14 @@ class ToolOutput(Struct):
 
     text: str
     cut_bytes: int = 0
+
+
+class RateLedger(Protocol):
+    """What a provider allows in a minute, shared by all who call it."""
+
+    async def lease(self, provider: str, rate: Rate, need: Slice, wish: Slice) -> tuple[Slice, int]:
+        """At least `need` and up to `wish` and 0, or nothing and how many milliseconds to wait. Raises `Fault`."""
+        ...
 
 
 class Tool(Protocol):

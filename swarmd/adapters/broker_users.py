@@ -201,6 +201,7 @@ def _orchestrator(swarms: Sequence[str], memories: Sequence[str]) -> Rules:
             subjects.blob_stream,
             subjects.snapshot_stream,
             subjects.lease_stream,
+            subjects.rate_stream,
         )
     ]
     publish = _each(
@@ -235,7 +236,9 @@ def _member(role: str, swarms: Sequence[str], memories: Sequence[str]) -> Rules:
 
 
 def _worker(swarms: Sequence[str], memories: Sequence[str]) -> Rules:
-    return _member("worker", swarms, memories)
+    publish, subscribe = _member("worker", swarms, memories)
+    publish += _each(swarms, "swarm.{}.rate.*")  # leases of what a provider of models allows in a minute
+    return [*publish, *(f"$JS.API.STREAM.MSG.GET.{subjects.rate_stream(swarm)}" for swarm in swarms)], subscribe
 
 
 def _delegate(swarms: Sequence[str], memories: Sequence[str]) -> Rules:

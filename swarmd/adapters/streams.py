@@ -42,6 +42,8 @@ def swarm_streams(swarm: str, limits: StreamLimits) -> list[dict[str, Any]]:
         | {"max_msgs_per_subject": 2, "discard": "old"},
         _stream(subjects.lease_stream(swarm), subjects.lease(swarm), 1024**2, limits.replicas)
         | {"max_msgs_per_subject": 1, "allow_msg_ttl": True},
+        _stream(subjects.rate_stream(swarm), subjects.rate(swarm, "*"), 1024**2, limits.replicas)
+        | {"max_msgs_per_subject": 1, "storage": "memory"},
     ]
 
 

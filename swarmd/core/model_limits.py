@@ -45,15 +45,18 @@ class Concurrency(Struct):
     def began(self) -> None:
         self.in_flight += 1
 
-    def ended(self, code: str, started_ms: int, now_ms: int) -> None:
-        """A call ended with error `code` ("" for success). One overload halves once, however many calls it hit."""
+    def ended(self, code: str | None, started_ms: int, now_ms: int) -> None:
+        """A call ended with error `code` ("" for success, None for cancelled).
+
+        One overload halves once, however many calls it hit: those that began before the last halving count no more.
+        """
         full = self.in_flight >= self.limit
         self.in_flight -= 1
         if code in OVERLOAD:
             if started_ms >= self.decreased_at_ms:
                 self.limit_milli = max(MILLI, self.limit_milli // 2)
                 self.decreased_at_ms = now_ms
-        elif not code and full:  # what was not used proves nothing
+        elif code == "" and full:  # what was not used proves nothing
             self.limit_milli = min(self.highest * MILLI, self.limit_milli + MILLI * MILLI // self.limit_milli)
 
 
@@ -145,6 +148,8 @@ BURST_PERCENT: Final = 10
 REFILL_PERCENT: Final = 85
 SLICE_MS: Final = 2_000
 UNIT: Final = MINUTE_MS * 100
+#: What is leased of a limit that is none.
+UNLIMITED: Final = 1 << 40
 
 
 def _capacity(limit: int) -> int:
@@ -186,4 +191,8 @@ def take(buckets: Buckets, rate: Rate, need: Slice, wish: Slice, now_ms: int) ->
 
 def wish_of(rate: Rate, need: Slice) -> Slice:
     """What to lease at once: a second's worth, so that a busy worker asks about once a second."""
-    return Slice(max(need.requests, rate.requests_per_minute // 60), max(need.tokens, rate.tokens_per_minute // 60))
+    requests, tokens = rate.requests_per_minute, rate.tokens_per_minute
+    return Slice(
+        max(need.requests, requests // 60) if requests else UNLIMITED,
+        max(need.tokens, tokens // 60) if tokens else UNLIMITED,
+    )
