@@ -254,7 +254,8 @@ class Context {
     }
     const verdicts = await this.store.events(children.map((child) => this.#children.get(child)));
     return Promise.all(verdicts.map((event, n) => {
-      if (event?.type !== "swarmd.task.completed.v1") throw new AgentFailed("child_failed", children[n], { retryable: false });
+      const done = event?.type === "swarmd.task.completed.v1" && event.subject === children[n];
+      if (!done) throw new AgentFailed("child_failed", children[n], { retryable: false });
       return this.store.value(event.data, "output");
     }));
   }
