@@ -40,9 +40,9 @@ ALLOWED: dict[str, set[str]] = {
 # One outside system may take several files, which may know each other; no adapter knows another system's.
 SYSTEMS = (
     {"nats_bus", "jetstream", "streams", "nats_blobs", "nats_lease", "nats_rates", "snapshots"},
-    {"models", "extractive_model", "openai_model", "openai_client", "openai_embedder"}
+    {"models", "extractive_model", "noop_model", "openai_model", "openai_client", "openai_embedder"}
     | {"chat_request", "chat_format", "chat_stream", "model_gate"},
-    {"tools", "file_tools", "web_fetch", "html_text"},
+    {"tools", "file_tools", "web_fetch", "html_text", "calculator", "sandbox"},
     {"mcp_tools", "mcp_session", "mcp_stdio", "mcp_http", "mcp_sieve", "mcp_format"},
     {"milvus_store", "milvus_server"},
     {"telemetry", "probe"},

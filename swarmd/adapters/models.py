@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from swarmd.adapters.extractive_model import MODEL_NAME, ExtractiveModel
+from swarmd.adapters.noop_model import NOOP_NAME, NoopModel
 from swarmd.adapters.openai_client import Endpoint, missing_extra
 from swarmd.adapters.openai_model import OpenAIModel
 from swarmd.core.errors import Rejected
+from swarmd.core.model_limits import Rate
 from swarmd.core.model_profile import PROFILES, Profile
+from swarmd.core.prices import Price
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,6 +48,9 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     timeout_ms: int = 60_000
     stall_ms: int = 30_000
     profile: Profile | None = None
+    rate: Rate = Rate()
+    concurrency_max: int = 64
+    prices: dict[str, Price] = field(default_factory=dict)
 
     @property
     def provider(self) -> str:
@@ -58,6 +64,8 @@ def open_model(settings: ModelSettings, environ: Mapping[str, str] | None = None
     """
     if settings.name == MODEL_NAME:
         return ExtractiveModel()
+    if settings.name == NOOP_NAME:
+        return NoopModel()
     endpoint = endpoint_of(settings, os.environ if environ is None else environ)
     return OpenAIModel(settings.name.partition(":")[2], endpoint)
 

@@ -60,6 +60,11 @@ class Rig:
     def __init__(self, client: Client, bus: NatsBus, pids: dict[str, list[int]]) -> None:
         self.client, self.bus, self.pids = client, bus, pids
 
+    async def status(self) -> SwarmStatus:
+        """The swarm as its leader sees it."""
+        answer = await self.bus.request(subjects.ctl(SWARM, "status"), b"", 5_000)
+        return msgspec.json.decode(answer, type=SwarmStatus)
+
     def cpu_s(self) -> dict[str, float]:
         """CPU seconds used so far, by kind of process."""
         return {kind: sum(map(_cpu_s, pids)) for kind, pids in self.pids.items()}
@@ -103,7 +108,7 @@ async def run(args: argparse.Namespace) -> int:
 async def _throughput(args: argparse.Namespace, shape: Shape) -> dict[str, Any]:
     tasks = args.tasks or 50_000
     rates: list[float] = []
-    async with _rig(shape) as rig:
+    async with a_rig(shape) as rig:
         await _push(rig, min(tasks, 4_000), args.in_flight)
         raw = await _raw_publish_per_s(rig.bus)
         before = rig.cpu_s()
@@ -133,7 +138,7 @@ async def _pairs(args: argparse.Namespace, shape: Shape, tasks: int) -> dict[str
     for pair in range(args.pairs):
         rates: dict[bool, float] = {}
         for always in (True, False) if pair % 2 == 0 else (False, True):
-            async with _rig(msgspec.structs.replace(shape, sync_always=always)) as rig:
+            async with a_rig(msgspec.structs.replace(shape, sync_always=always)) as rig:
                 await _push(rig, min(tasks, 4_000), args.in_flight)
                 rates[always] = await _push(rig, tasks, args.in_flight)
         ratios.append(rates[True] / rates[False])
@@ -147,7 +152,7 @@ async def _pairs(args: argparse.Namespace, shape: Shape, tasks: int) -> dict[str
 async def _latency(args: argparse.Namespace, shape: Shape) -> dict[str, Any]:
     """One task at a time."""
     count = args.tasks or 1_000
-    async with _rig(shape) as rig:
+    async with a_rig(shape) as rig:
         samples: list[float] = []
         for number in range(count + 50):
             started = perf_counter()
@@ -235,7 +240,7 @@ async def _scratch_log(bus: NatsBus) -> JetStreamLog:
 
 
 @asynccontextmanager
-async def _rig(shape: Shape) -> AsyncIterator[Rig]:
+async def a_rig(shape: Shape, agents: str = "swarmd.agents") -> AsyncIterator[Rig]:
     """A broker in a directory of its own, the roles as processes, and a connected client; all gone afterwards."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="swarmd-bench-")))
@@ -247,9 +252,7 @@ async def _rig(shape: Shape) -> AsyncIterator[Rig]:
         pids["workers"] = []
         for number, nodes in enumerate(_shares(shape.nodes, shape.processes)):
             extra = ["--name", f"w{number}", "--nodes", str(nodes), "--capacity", str(shape.capacity)]
-            pids["workers"].append(
-                await _spawn(stack, server.url, folder, "worker", *extra, "--agents", "swarmd.agents")
-            )
+            pids["workers"].append(await _spawn(stack, server.url, folder, "worker", *extra, "--agents", agents))
         if shape.observer:
             pids["observer"] = [await _spawn(stack, server.url, folder, "observer")]
         connection = await connect(NatsSettings(url=server.url), "bench")

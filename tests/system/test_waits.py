@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -185,7 +187,7 @@ async def test_instructions_and_pauses_reach_a_running_task_between_its_steps(ri
     assert (await rig.ask("status", {"task": task}))["waiting_for"].startswith("being resumed")
     await rig.ask("resume", {"task": task})
     heard = await rig.client.result(task, WAIT_MS)
-    assert sum(heard, []) == ["look left", "look right"]
+    assert functools.reduce(operator.iadd, heard, []) == ["look left", "look right"]
     assert heard[2] == ["look right"]
     again = await rig.ask("resume", {"task": task})
     assert again["error"]["code"] == "finished"

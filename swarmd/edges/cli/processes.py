@@ -31,6 +31,8 @@ def add(commands: flags.Commands, argv: Sequence[str]) -> None:
         measured = bench.add(name, _run_module, f"measure {name}", f"swarmd bench {name} --json")
         measured.set_defaults(measure=name)
         _extend(measured, "swarmd.edges.bench", "bench" in argv)
+    steps = bench.add("agent", _run_module, "measure an agent's steps", "swarmd bench agent --runs 100 --json")
+    _extend(steps, "swarmd.edges.bench_agent", "bench" in argv and "agent" in argv)
 
 
 def _add_run(commands: flags.Commands) -> None:
