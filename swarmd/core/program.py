@@ -23,7 +23,8 @@ class ProgramSpec(Struct, frozen=True):
     """A program agent's executable and its limits; `env` names the variables that it gets besides the plain ones.
 
     `start_timeout_ms` ends with its first line; `silence_timeout_ms` is how long it may say nothing while it is its
-    turn (0: for ever); `stop_timeout_ms` is how long it may take to end before it is killed.
+    turn (0: for ever); `stop_timeout_ms` is how long it may take to end before it is killed. `version` and `migrates`
+    are those of every agent.
     """
 
     command: Annotated[tuple[str, ...], Meta(min_length=1)]
@@ -34,6 +35,8 @@ class ProgramSpec(Struct, frozen=True):
     stop_timeout_ms: Milliseconds = 2_000
     line_bytes_max: Annotated[int, Meta(ge=1_024)] = 1024 * 1024
     log_lines_max: Annotated[int, Meta(ge=0)] = 1_000
+    version: str = "1"
+    migrates: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 # --- host to program -------------------------------------------------------------------------------
@@ -242,7 +245,8 @@ class ApproveArguments(Struct, forbid_unknown_fields=True, omit_defaults=True):
     schema: dict[str, Any] | None = None
     to: str = ""
     timeout_s: Seconds | None = None
-    on_timeout: Literal["fail", "reject", "escalate"] = "fail"
+    on_timeout: Literal["fail", "reject", "escalate"] = "reject"
+    escalate_to: list[str] = field(default_factory=list)
 
 
 class SendArguments(Struct, forbid_unknown_fields=True, omit_defaults=True):
