@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ASK_TIMEOUT_MS: Final = 10_000
+#: Requests that one listing holds unless more are asked for.
+LISTED: Final = 100
 #: So often a request is made while nobody leads, as when one leader follows another: for five seconds.
 TRIES: Final = 25
 PAUSE_S: Final = 0.2
@@ -57,9 +59,12 @@ class InboxItem(Struct, omit_defaults=True):
         return self.kind == "approval"
 
 
-class _Inbox(Struct):
+class Inbox(Struct):
+    """Open requests, the oldest first, as of log sequence `seq`; `total` counts those that were not listed too."""
+
     requests: list[InboxItem] = field(default_factory=list)
     seq: int = 0
+    total: int = 0
 
 
 class _Taken(Struct):
@@ -75,16 +80,27 @@ class People:
     def __init__(self, bus: Bus, swarm: str) -> None:
         self._bus, self._swarm = bus, swarm
 
-    async def inbox(self, *, task: str = "", to: str = "", id: str = "") -> list[InboxItem]:
-        """Open requests, the oldest first; only those of a task, to somebody, or the one with this id."""
-        wanted = {name: value for name, value in (("task", task), ("to", to), ("id", id)) if value}
-        return (await self._ask("inbox", wanted, _Inbox)).requests
+    async def inbox(self, *, task: str = "", to: str = "", id: str = "", limit: int = LISTED) -> Inbox:
+        """Open requests; only those of a task, to somebody, or the one with this id."""
+        named = {name: value for name, value in (("task", task), ("to", to), ("id", id)) if value}
+        found = await self._ask("inbox", {**named, "limit": limit}, Inbox)
+        found.total = max(found.total, len(found.requests))
+        return found
 
     async def request(self, id: str) -> InboxItem:
-        """One open request. Raises `Rejected("unknown_request")`."""
-        for item in await self.inbox(id=id):
+        """One open request by its id, or by that of the task if it asks just one thing.
+
+        Raises `Rejected("unknown_request" | "bad_usage")`.
+        """
+        for item in (await self.inbox(id=id)).requests:
             if item.id == id:
                 return item
+        of_task = (await self.inbox(task=id)).requests
+        if len(of_task) == 1:
+            return of_task[0]
+        if of_task:
+            ids = ", ".join(item.id for item in of_task)
+            raise Rejected("bad_usage", f"task {id} asks several things: name one of the requests {ids}")
         raise Rejected("unknown_request", f"no open request has the id {id}: `swarmd inbox` lists those that are open")
 
     async def answer(self, id: str, value: Any, *, by: str) -> str:
@@ -95,21 +111,21 @@ class People:
         """
         return (await self._ask("answer", {"id": id, "value": value, "by": by}, _Taken)).task
 
-    async def signal(self, name: str, value: Any = None, *, task: str = "") -> None:
+    async def signal(self, name: str, value: Any = None, *, task: str = "", by: str = "") -> None:
         """Wake what waits with `ctx.wait_event(name)`: one task, or without `task` all of the swarm."""
-        await self._ask("signal", {"name": name, "value": value, "task": task}, _Taken)
+        await self._ask("signal", {"name": name, "value": value, "task": task, "by": by}, _Taken)
 
     async def tell(self, task: str, text: str, *, by: str = "") -> None:
         """Give a running agent an instruction: it reads it at its next step."""
         await self._ask("tell", {"task": task, "text": text, "by": by}, _Taken)
 
-    async def pause(self, task: str, reason: str = "") -> None:
+    async def pause(self, task: str, reason: str = "", *, by: str = "") -> None:
         """Let a task rest after the step it is in, until `resume`."""
-        await self._ask("pause", {"task": task, "reason": reason}, _Taken)
+        await self._ask("pause", {"task": task, "reason": reason, "by": by}, _Taken)
 
-    async def resume(self, task: str, reason: str = "") -> None:
+    async def resume(self, task: str, reason: str = "", *, by: str = "") -> None:
         """Let a paused task go on."""
-        await self._ask("resume", {"task": task, "reason": reason}, _Taken)
+        await self._ask("resume", {"task": task, "reason": reason, "by": by}, _Taken)
 
     async def _ask(self, verb: str, body: dict[str, Any], answer: type[T]) -> T:
         """One request, again while nobody leads: then it was not read, so repeating it cannot do it twice."""

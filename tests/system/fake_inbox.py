@@ -77,7 +77,7 @@ class FakeInbox:
         if verb == "inbox":
             names = [name for name in ("id", "task", "to") if body.get(name)]
             found = [item for item in self.open.values() if all(item[name] == body[name] for name in names)]
-            return {"requests": found, "seq": 1}
+            return {"requests": found[: body.get("limit", 100)], "seq": 1, "total": len(found)}
         if verb != "answer":
             self.told.append((verb, body))
             return {"task": body.get("task", "")}

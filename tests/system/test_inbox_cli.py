@@ -150,6 +150,25 @@ async def test_an_unknown_request_is_said_to_be_unknown(shell: Shell) -> None:
     assert (await shell.run("inbox", "answer", "nope", "--value", "1")).code == 3
 
 
+async def test_a_request_is_found_by_its_task_if_that_asks_just_one_thing(shell: Shell) -> None:
+    shell.inbox.ask(question("q1", {"type": "integer"}))
+    assert (await shell.run("inbox", "show", "t1", "--json")).json()["id"] == "q1"
+    shell.inbox.ask(question("q2", {}))
+    several = await shell.run("inbox", "answer", "t1", "--value", "1")
+    assert (several.code, "q1, q2" in several.err) == (2, True)
+    shell.inbox.open.pop("q2")
+    assert (await shell.run("inbox", "answer", "t1", "--value", "1", "--json")).json()["id"] == "q1"
+
+
+async def test_the_list_waits_if_told_to(shell: Shell) -> None:
+    none = await shell.run("inbox", "--wait", "0.1")
+    assert (none.code, none.err) == (4, "error: nobody asked anything within 0.1 s (timeout)\n")
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(shell.run("inbox", "--wait", "20", "--json"))
+        shell.inbox.ask(question("q1", {}))
+    assert waiting.result().json()["id"] == "q1"
+
+
 # --- one line --------------------------------------------------------------------------------------
 
 
@@ -276,15 +295,15 @@ async def test_an_interrupted_answer_is_not_sent(shell: Shell) -> None:
 
 async def test_tell_pause_resume_and_signal(shell: Shell) -> None:
     assert (await shell.run("tell", "t1", "in French", "--by", "ann")).code == 0
-    assert (await shell.run("pause", "t1", "--reason", "lunch")).code == 0
-    assert (await shell.run("resume", "t1", "--json")).json() == {"task": "t1"}
-    assert (await shell.run("signal", "paid", '{"sum": 3}')).code == 0
-    assert (await shell.run("signal", "paid", "in cash", "--task", "t1")).code == 0
+    assert (await shell.run("pause", "t1", "--reason", "lunch", "--by", "ann")).code == 0
+    assert (await shell.run("resume", "t1", "--by", "bob", "--json")).json() == {"task": "t1"}
+    assert (await shell.run("signal", "paid", '{"sum": 3}', "--by", "ann")).code == 0
+    assert (await shell.run("signal", "paid", "in cash", "--task", "t1", "--by", "ann")).code == 0
     assert shell.inbox.told == [
         ("tell", {"task": "t1", "text": "in French", "by": "ann"}),
-        ("pause", {"task": "t1", "reason": "lunch"}),
-        ("resume", {"task": "t1", "reason": ""}),
-        ("signal", {"name": "paid", "value": {"sum": 3}, "task": ""}),
-        ("signal", {"name": "paid", "value": "in cash", "task": "t1"}),
+        ("pause", {"task": "t1", "reason": "lunch", "by": "ann"}),
+        ("resume", {"task": "t1", "reason": "", "by": "bob"}),
+        ("signal", {"name": "paid", "value": {"sum": 3}, "task": "", "by": "ann"}),
+        ("signal", {"name": "paid", "value": "in cash", "task": "t1", "by": "ann"}),
     ]
     assert (await shell.run("tell", "no spaces", "x")).code == 3

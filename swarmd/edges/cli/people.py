@@ -12,24 +12,30 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from swarmd.edges.cli.session import Session
-    from swarmd.edges.people import InboxItem, People
+    from swarmd.edges.people import Inbox, InboxItem, People
 
 PROMPT_CHARS = 60
+LOOK_S = 0.3
+_ID = "of the request, or of a task that asks just one thing"
 
 
 def add(commands: flags.Commands) -> None:
     """Their parsers."""
     inbox = commands.group("inbox", "list what agents ask people, and answer it", "swarmd inbox", _list)
     inbox.parser.add_argument("--task", default="", help="only what this task asks")
+    inbox.parser.add_argument("--limit", type=int, default=100, metavar="N", help="list so many (default: 100)")
+    inbox.parser.add_argument(
+        "--wait", type=float, default=0, metavar="SECONDS", help="if nothing is asked, wait so long until something is"
+    )
     inbox.parser.add_argument("--to", default="", help="only what is addressed to this person or group")
     show = inbox.add("show", _show, "show one request", "swarmd inbox show 9f3c21ab04")
-    show.add_argument("id", metavar="ID")
+    show.add_argument("id", metavar="ID", help=_ID)
     _add_answer(inbox)
     inbox.add("url", _url, "print the address that signs in to the page of `up`", "swarmd inbox url --data ./data")
     tell = commands.add("tell", _tell, "give a running agent an instruction", 'swarmd tell 0198c2-… "in French"')
     tell.add_argument("task", metavar="TASK")
     tell.add_argument("text", metavar="TEXT")
-    tell.add_argument("--by", default="", metavar="NAME", help="who says so (default: the user of this system)")
+    _add_by(tell)
     for name, run, summary in (
         ("pause", _pause, "let a task rest after its current step"),
         ("resume", _resume, "let a paused task go on"),
@@ -37,22 +43,28 @@ def add(commands: flags.Commands) -> None:
         parser = commands.add(name, run, summary, f"swarmd {name} 0198c2-…")
         parser.add_argument("task", metavar="TASK")
         parser.add_argument("--reason", default="", help="kept in the log")
+        _add_by(parser)
     signal = commands.add("signal", _signal, "wake what waits for an event", "swarmd signal invoice-paid 42")
     signal.add_argument("name", metavar="NAME")
     signal.add_argument("value", metavar="JSON", nargs="?", help="its value: JSON if it is JSON, else a text")
     signal.add_argument("--task", default="", help="wake this task only")
+    _add_by(signal)
+
+
+def _add_by(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--by", default="", metavar="NAME", help="who says so (default: the user of this system)")
 
 
 def _add_answer(inbox: flags.Commands) -> None:
     answer = inbox.add("answer", _answer, "answer one request", "swarmd inbox answer 9f3c21ab04 --value true")
-    answer.add_argument("id", metavar="ID")
+    answer.add_argument("id", metavar="ID", help=_ID)
     how = answer.add_mutually_exclusive_group()
     how.add_argument("--value", metavar="JSON", help="the answer: JSON, or plain words where a text is asked for")
     how.add_argument("--approve", action="store_true", help="approve the tool call as `inbox show` shows it")
     how.add_argument("--reject", metavar="REASON", help="reject the tool call; the agent is told why")
     how.add_argument("--edit", metavar="JSON", help="approve the tool call with these arguments instead")
     answer.add_argument("--digest", default="", help="with --approve or --edit: only if this is the shown hash")
-    answer.add_argument("--by", default="", metavar="NAME", help="who answers (default: the user of this system)")
+    _add_by(answer)
 
 
 def _run(args: argparse.Namespace, act: Callable[[Session, People], Awaitable[Any]]) -> Any:
@@ -98,10 +110,11 @@ def _json_or_text(text: str) -> Any:
 def _list(args: argparse.Namespace) -> int:
     from swarmd.edges.cli.session import as_json, note, table
 
-    async def ask(session: Session, people: People) -> list[InboxItem]:
-        return await people.inbox(task=args.task, to=args.to)
+    async def ask(session: Session, people: People) -> Inbox:
+        return await _asked(people, args)
 
-    items: list[InboxItem] = _run(args, ask)
+    found: Inbox = _run(args, ask)
+    items = found.requests
     if flags.wants_json(args):
         for item in items:
             print(as_json(item))
@@ -111,8 +124,26 @@ def _list(args: argparse.Namespace) -> int:
         for item in items
     ]
     print(table(["id", "kind", "agent", "to", "until", "task", "prompt"], rows))
-    note(f"{len(items)} open; answer one with `swarmd inbox answer ID`" if items else "nobody asks anything")
+    more = f", {found.total - len(items)} more not listed" if found.total > len(items) else ""
+    note(f"{len(items)} open{more}; answer one with `swarmd inbox answer ID`" if items else "nobody asks anything")
     return flags.OK
+
+
+async def _asked(people: People, args: argparse.Namespace) -> Inbox:
+    """The inbox, as soon as there is something in it or the wait is over. Raises `Fault("timeout")`."""
+    import asyncio
+
+    from swarmd.core.errors import Fault
+
+    try:
+        async with asyncio.timeout(args.wait or None):
+            while True:
+                found = await people.inbox(task=args.task, to=args.to, limit=args.limit)
+                if found.requests or not args.wait:
+                    return found
+                await asyncio.sleep(LOOK_S)
+    except TimeoutError:
+        raise Fault("timeout", f"nobody asked anything within {args.wait:g} s") from None
 
 
 def _line(text: str) -> str:
@@ -194,8 +225,8 @@ def _answer(args: argparse.Namespace) -> int:
     value = _prompted(item) if given is None else given[0]
 
     async def send(session: Session, people: People) -> int:
-        task = await people.answer(args.id, value, by=by)
-        session.tell({"task": task, "id": args.id, "by": by}, f"answered {args.id} as {by}: task {task} goes on")
+        task = await people.answer(item.id, value, by=by)
+        session.tell({"task": task, "id": item.id, "by": by}, f"answered {item.id} as {by}: task {task} goes on")
         return flags.OK
 
     while True:
@@ -320,7 +351,7 @@ def _tell(args: argparse.Namespace) -> int:
 
 def _pause(args: argparse.Namespace) -> int:
     async def act(session: Session, people: People) -> None:
-        await people.pause(_checked(args), args.reason)
+        await people.pause(_checked(args), args.reason, by=_by(args))
         session.tell(
             {"task": args.task}, f"task {args.task} rests after its current step; `swarmd resume` lets it go on"
         )
@@ -331,7 +362,7 @@ def _pause(args: argparse.Namespace) -> int:
 
 def _resume(args: argparse.Namespace) -> int:
     async def act(session: Session, people: People) -> None:
-        await people.resume(_checked(args), args.reason)
+        await people.resume(_checked(args), args.reason, by=_by(args))
         session.tell({"task": args.task}, f"task {args.task} goes on")
 
     _run(args, act)
@@ -341,7 +372,7 @@ def _resume(args: argparse.Namespace) -> int:
 def _signal(args: argparse.Namespace) -> int:
     async def act(session: Session, people: People) -> None:
         value = None if args.value is None else _json_or_text(args.value)
-        await people.signal(args.name, value, task=_checked(args) if args.task else "")
+        await people.signal(args.name, value, task=_checked(args) if args.task else "", by=_by(args))
         session.tell({"name": args.name}, f"signal {args.name} is given")
 
     _run(args, act)

@@ -128,14 +128,14 @@ class Watch:
 
     async def _ask(self, swarm: str, people: People) -> None:
         try:
-            items = await people.inbox()
+            found = await people.inbox(limit=SHOWN_MAX)
         except SwarmdError as error:
             self._stale[swarm] = error.message
             return
         self._stale.pop(swarm, None)
         known = {asked.item.id: asked for asked in self._found.get(swarm, ([], 0))[0]}
-        shown = [self._asked(swarm, item, known.get(item.id)) for item in items[:SHOWN_MAX]]
-        self._found[swarm] = shown, max(0, len(items) - SHOWN_MAX)
+        shown = [self._asked(swarm, item, known.get(item.id)) for item in found.requests[:SHOWN_MAX]]
+        self._found[swarm] = shown, found.total - len(shown)
 
     def _asked(self, swarm: str, item: InboxItem, known: Asked | None) -> Asked:
         if known is not None and known.item == item:

@@ -28,7 +28,16 @@ function show(look) {
   more.hidden = look.more === 0;
   more.textContent = `${look.more} more are open and not shown here: answer some, or use swarmd inbox.`;
   const stale = Object.entries(look.stale).map(([swarm, why]) => `Swarm ${swarm} does not answer, what is shown may be old: ${visible(why)}`);
-  say(stale.join(" "), stale.length > 0);
+  warn(stale.join(" "));
+}
+
+let warned = "";
+
+/** Say what is wrong with the connection; only when that changed, so that other news stays. */
+function warn(text) {
+  if (text === warned) return;
+  warned = text;
+  say(text, text !== "");
 }
 
 function cardOf(asked, forget) {
@@ -44,13 +53,23 @@ function cardOf(asked, forget) {
   const node = made("article", {}, details);
   node.dataset.id = item.id;
   let touched = false;
+  // While our own answer is under way the stream may say that the request is closed: by us, so that is no news.
+  let isSending = false;
+  let isGone = false;
+  const answer = {
+    sends() { isSending = true; },
+    failed() {
+      isSending = false;
+      if (isGone) over();
+    },
+    done: (held) => leave(visible(`Answered. Task ${item.task} goes on.`), held),
+  };
   details.addEventListener("toggle", () => {
-    if (details.open && !inside.hasChildNodes()) fill(asked, inside, () => leave(`Answered. Task ${item.task} goes on.`));
+    if (details.open && !inside.hasChildNodes()) fill(asked, inside, answer);
   });
   inside.addEventListener("input", () => { touched = true; });
 
-  function leave(message) {
-    const held = node.contains(document.activeElement);
+  function leave(message, held = node.contains(document.activeElement)) {
     node.remove();
     forget();
     if (message) say(message);
@@ -58,18 +77,24 @@ function cardOf(asked, forget) {
     if (held) (room.querySelector("summary") ?? document.querySelector("#room")).focus();
   }
 
+  /** Somebody typed here: what they wrote is theirs to keep, but it can no longer be sent. */
+  function over() {
+    node.classList.add("over");
+    for (const button of inside.querySelectorAll("button")) button.disabled = true;
+    const away = made("button", { type: "button" }, "Put it away");
+    away.addEventListener("click", () => leave(""));
+    inside.prepend(made("p", { className: "problem", role: "alert" },
+      "This request is no longer open: somebody else answered first, its time ran out, or its task ended. "), away);
+  }
+
   return {
     node,
     close() {
-      if (node.classList.contains("over")) return;
-      if (!touched) return leave("");
-      // Somebody typed here: what they wrote is theirs to keep.
-      node.classList.add("over");
-      for (const button of inside.querySelectorAll("button")) button.disabled = true;
-      const away = made("button", { type: "button" }, "Put it away");
-      away.addEventListener("click", () => leave(""));
-      inside.prepend(made("p", { className: "problem", role: "alert" },
-        "This request is no longer open: somebody else answered first, its time ran out, or its task ended. "), away);
+      if (isGone) return;
+      isGone = true;
+      if (isSending) return;
+      if (touched) over();
+      else leave("");
     },
   };
 }
@@ -78,7 +103,7 @@ function fact(name, value) {
   return value ? [made("dt", {}, name), made("dd", {}, value)] : [];
 }
 
-function fill(asked, inside, done) {
+function fill(asked, inside, answer) {
   const { item } = asked;
   const until = item.until_ms ? `${new Date(item.until_ms).toLocaleString()}, then: ${item.on_timeout ?? "fail"}` : "no limit";
   inside.append(
@@ -88,30 +113,36 @@ function fill(asked, inside, done) {
       ...Object.entries(item.labels ?? {}).flatMap(([key, value]) => fact(visible(key), visible(value)))),
   );
   const problem = made("p", { className: "problem", role: "alert" });
-  const send = sender(asked, inside, problem, done);
+  const send = sender(asked, inside, problem, answer);
   if (item.kind === "approval") approval(asked, inside, send);
   else question(asked, inside, send);
   inside.append(problem);
 }
 
 /** Sends a value; problems are shown at the field that they are about, or below. */
-function sender(asked, inside, problem, done) {
+function sender(asked, inside, problem, answer) {
   return async (value, form) => {
     problem.textContent = "";
+    // Before the buttons are disabled: that takes the focus away from the one that was pressed.
+    const pressed = document.activeElement;
+    const held = inside.contains(pressed);
     const buttons = [...inside.querySelectorAll("button")];
+    answer.sends();
     for (const button of buttons) button.disabled = true;
     try {
       await person();
       await ask("/api/inbox/answer", { swarm: asked.swarm, id: asked.item.id, value });
-      return done();
+      return answer.done(held);
     } catch (error) {
+      for (const button of buttons) button.disabled = false;
+      if (held) pressed.focus();
       const place = /^(\$(?:[.[].*?)?): (.*)$/s.exec(error.message);
       const marked = error.code === "invalid_answer" && place !== null && form !== null && form.mark(place[1], place[2]);
       const words = { closed: `Somebody else was first: ${error.message}`, invalid_answer: `Not taken: ${error.message}` };
       problem.textContent = marked ? "" : words[error.code] ?? error.message;
       if (error.status === 401) location.assign("/");
     }
-    for (const button of buttons) button.disabled = inside.closest("article").classList.contains("over");
+    answer.failed();
   };
 }
 
@@ -169,6 +200,6 @@ function approval(asked, inside, send) {
 const stream = new EventSource("/api/inbox/stream");
 stream.addEventListener("message", (event) => show(JSON.parse(event.data)));
 stream.addEventListener("error", () => {
-  say("The connection to the server is lost; what is shown may be old.", true);
+  warn("The connection to the server is lost; what is shown may be old.");
   if (stream.readyState === EventSource.CLOSED) ask("/api/session").catch((error) => error.status === 401 && location.assign("/"));
 });
