@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from swarmd.adapters.nats_server import find_nats_server
+from swarmd.core import subjects
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Assigned, Completed, Failed, RetryPolicy, Returned, Spawned, Stepped, Suspended
 from tests.system.rig import AGENTS, Rig, a_rig
@@ -29,7 +30,7 @@ except Rejected:
 
 WAIT_MS = 30_000
 STEPS = 20
-#: One program with three agents in it, by the name that the host says it runs as.
+#: One program with several agents in it, by the name that the host says it runs as.
 AGENT = r"""
 import json, os, sys, time
 def say(**line): print(json.dumps(line), flush=True)
@@ -62,6 +63,17 @@ def gate(name):
     while not os.path.exists(wanted[name]): time.sleep(0.02)
 start = hear()
 wanted = start["input"]
+if start["agent"] == "talker":
+    call("sleep", seconds=0.6)
+    call("delta", text="slept")
+    answer = call("ask", prompt="how many?", schema={"type": "integer"})
+    event = call("wait_event", name="go", earlier=True)
+    child = call("spawn", agent="echo", input=1)
+    first = call("first", children=[child])
+    call("send", to=start["task"], value="to myself")
+    message = call("receive")
+    said = [answer["value"], answer["by"], event, first[0]["output"], message["value"], call("told")]
+    say(op="done", output=said)
 if start["agent"] == "counter":
     got = []
     for n in range(1, wanted["steps"] + 1):
@@ -88,7 +100,7 @@ elif start["agent"] == "family":
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     (tmp_path / "agent.py").write_text(AGENT)
     lines = ["[swarm.main]", "drain_ms = 300"]
-    for name in ("counter", "within", "family"):
+    for name in ("counter", "within", "family", "talker"):
         lines += [f"[program.{name}]", f'command = ["{shutil.which("python3")}", "-u", "./agent.py"]']
         lines += [f'cwd = "{tmp_path}"', "stop_timeout_ms = 500"]
     ((_, source),) = marked("protocol.md", "program")
@@ -162,6 +174,28 @@ async def test_a_waiting_program_is_ended_and_started_anew(rig: Rig) -> None:
     assert len(await rig.events(Spawned, task)) == 1
     assert [line for line in rig.noted() if " before " in line] == [f"{task} before 1"]
     assert len(pids(rig)) == 2
+
+
+async def test_times_people_events_children_and_messages_reach_a_program(rig: Rig) -> None:
+    await host(rig, "w1")
+    await rig.wait_members(1)
+    deltas: list[bytes] = []
+    await rig.bus.subscribe(subjects.delta("main", "talk"), lambda message: deltas.append(message.payload))
+    task = (await rig.client.submit("talker", {}, id="talk")).task
+    await rig.ask("tell", {"task": task, "text": "be brief"})
+
+    async def asked() -> Any:
+        return (await rig.ask("inbox", {}))["requests"]
+
+    (question,) = await until(asked)
+    assert (question["task"], question["prompt"]) == (task, "how many?")
+    refused = await rig.ask("answer", {"id": question["id"], "value": "three", "by": "ann"})
+    assert refused["error"]["code"] == "invalid_answer"
+    assert await rig.ask("answer", {"id": question["id"], "value": 3, "by": "ann"}) == {"task": task}
+    await rig.ask("signal", {"name": "go", "value": {"n": 7}})
+    assert await rig.client.result(task, WAIT_MS) == [3, "ann", {"n": 7}, 1, "to myself", ["be brief"]]
+    assert len(await rig.events(Suspended, task)) >= 1  # it was asleep longer than a moment
+    assert b"slept" in deltas[0]
 
 
 async def test_a_cancelled_task_ends_its_program_within_a_second(rig: Rig) -> None:
