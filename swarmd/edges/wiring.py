@@ -15,6 +15,7 @@ from swarmd.adapters.nats_blobs import NatsBlobs
 from swarmd.adapters.nats_bus import NatsBus
 from swarmd.adapters.nats_connect import ConnectionEvents, NatsSettings, connect, disconnect
 from swarmd.adapters.nats_lease import NatsLease
+from swarmd.adapters.nats_rates import NatsRates
 from swarmd.adapters.probe import TelemetryProbe
 from swarmd.adapters.snapshots import NatsSnapshots
 from swarmd.adapters.streams import StreamLimits, ensure_stream, stream_state, swarm_streams
@@ -22,9 +23,10 @@ from swarmd.adapters.system import SystemClock, SystemEntropy
 from swarmd.core import subjects
 from swarmd.core.errors import Fault
 from swarmd.core.ids import uuid7
+from swarmd.core.model_retry import RetryLimits
 from swarmd.core.office import LeaderSettings
 from swarmd.core.wire import StoreHealth
-from swarmd.ports import Model, Tool
+from swarmd.ports import Meter, Model, RateLedger, Tool
 from swarmd.roles.attempt import AttemptPorts
 from swarmd.roles.child import ChildSwarm
 from swarmd.roles.delegate import Delegate, DelegatePorts, DelegateSettings
@@ -244,6 +246,9 @@ class WorkerOptions(Struct, frozen=True):
     capacity: int = 16
     labels: Mapping[str, str] = {}
     default_model: str = "offline:extractive"
+    fallbacks: tuple[str, ...] = ()
+    retries: int = RetryLimits().retries
+    share_rates: Callable[[RateLedger, Meter], None] | None = None
     memory: str = "shared"
     drain_ms: int = 20_000
 
@@ -262,6 +267,8 @@ async def run_worker(
         signature = sign(subject, f"/{options.swarm}/{role}/{options.name}", boot, ENTROPY)
         writer = LogWriter(log, signature, CLOCK, TelemetryProbe(telemetry))
         writer.seen = await log.last_seq()
+        if options.share_rates is not None:
+            options.share_rates(NatsRates(wire.bus, options.swarm, CLOCK), telemetry)
         ports = AttemptPorts(
             log=log,
             blobs=NatsBlobs(wire.bus, options.swarm),
@@ -276,6 +283,8 @@ async def run_worker(
             swarm=options.swarm,
             memory=options.memory,
             default_model=options.default_model,
+            fallbacks=options.fallbacks,
+            retry_limits=RetryLimits(options.retries),
         )
         nodes = [NodeOffer(mint(), options.agents, options.capacity, options.labels) for _ in range(options.nodes)]
         settings = MemberSettings(options.swarm, options.name, boot)
