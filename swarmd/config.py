@@ -8,6 +8,7 @@ was meant. Precedence: flags, environment (`SWARMD_<SECTION>_<KEY>`), file, defa
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ Overrides = Mapping[str, Mapping[str, Any]]
 
 Port = typing.Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = typing.Annotated[int, msgspec.Meta(ge=1)]
+Seconds = typing.Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Natural = typing.Annotated[int, msgspec.Meta(ge=0)]
 Name = typing.Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 
@@ -126,10 +128,52 @@ class ProviderTable(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ToolsTable(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the built-in tools may touch: directories to read, and `host:port` exceptions to the address guard."""
+    """What the built-in tools may touch: directories to read, and `host:port` exceptions to the address guard.
+
+    `writable_roots` can be read by all of them and written by `shell` and `python`, whose scripts have `script_ms`,
+    and `script_memory_bytes_max` for each of `script_processes_max` processes.
+    """
 
     roots: tuple[str, ...] = ()
+    writable_roots: tuple[str, ...] = ()
     allow_hosts: tuple[str, ...] = ()
+    script_ms: Positive = 30_000
+    script_memory_bytes_max: Positive = 512 * 1024**2
+    script_processes_max: Positive = 32
+
+
+class ToolTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """How one tool may be called, by its name; goes before what its author declared, and None or 0 leaves that.
+
+    With `approval` somebody approves each call: `approver` ("" anybody) within `approval_timeout_s` (None: for ever).
+    Then the call fails, is rejected (the model is told), or `escalate_to` are asked in turn; it is never approved.
+    """
+
+    approval: bool = False
+    approver: str = ""
+    approval_timeout_s: typing.Annotated[float, msgspec.Meta(gt=0)] | None = None
+    on_timeout: Literal["fail", "reject", "escalate"] = "fail"
+    escalate_to: tuple[str, ...] = ()
+    timeout_ms: Natural = 0
+    retries: typing.Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    concurrency: Natural = 0
+    side_effects: Literal["none", "idempotent", "at_most_once"] | None = None
+
+
+class McpTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """An MCP server whose tools agents may use: a `command` that is run, or the `url` of one that runs elsewhere.
+
+    `env` and `headers_env` name variables, which are passed on; `tools` limits what is offered, empty offers all.
+    """
+
+    command: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    url: str = ""
+    headers_env: dict[str, str] = field(default_factory=dict)
+    connect_timeout_s: Seconds = 30.0
+    timeout_s: Seconds = 60.0
+    output_bytes_max: Positive = 64 * 1024
+    tools: tuple[str, ...] = ()
 
 
 class MemoryTable(Struct, frozen=True, forbid_unknown_fields=True):
@@ -221,6 +265,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     provider: dict[str, ProviderTable] = field(default_factory=dict)
     price: dict[str, Price] = field(default_factory=dict)
     tools: ToolsTable = ToolsTable()
+    tool: dict[str, ToolTable] = field(default_factory=dict)
     memory: MemoryTable = MemoryTable()
     observer: ObserverTable = ObserverTable()
     limits: LimitsTable = LimitsTable()
@@ -228,6 +273,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     hive: HiveTable | None = None
     agent: tuple[AgentTable, ...] = ()
     program: dict[str, ProgramTable] = field(default_factory=dict)
+    mcp: dict[str, McpTable] = field(default_factory=dict)
 
     @property
     def swarms(self) -> dict[str, SwarmTable]:
@@ -391,6 +437,7 @@ def _check(settings: Settings, where: str) -> None:
             raise Rejected(
                 "bad_config", f'{where}: price {name!r} must be called by its model: [price."provider:model"]'
             )
+    _check_tools(settings, where)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise Rejected("bad_config", f"{where}: two agents are called {twice[0]!r}")
@@ -401,6 +448,8 @@ def _check(settings: Settings, where: str) -> None:
         for swarm in swarms:
             if swarm not in hosted:
                 raise Rejected("bad_config", f"{where}: agent {name!r} names swarm {swarm!r}, {_listed_names(hosted)}")
+    for name, server in settings.mcp.items():
+        _check_mcp(name, server, where)
     if settings.hive is None:
         return
     if settings.hive.name in settings.swarms:
@@ -410,5 +459,39 @@ def _check(settings: Settings, where: str) -> None:
             raise Rejected("bad_config", f"{where}: the hive names swarm {child!r}, {_listed_names(settings.swarms)}")
 
 
+def _check_tools(settings: Settings, where: str) -> None:
+    for name, tool in settings.tool.items():
+        asks = tool.approver or tool.approval_timeout_s or tool.escalate_to or tool.on_timeout != "fail"
+        if asks and not tool.approval:
+            raise Rejected("bad_config", f"{where}: tool.{name} says how to approve, but not approval = true")
+        if tool.approval and (tool.on_timeout == "escalate") != bool(tool.escalate_to):
+            why = 'on_timeout = "escalate" and escalate_to belong together'
+            raise Rejected("bad_config", f"{where}: tool.{name}: {why}")
+        if tool.on_timeout != "fail" and tool.approval_timeout_s is None:
+            raise Rejected(
+                "bad_config", f"{where}: tool.{name}: on_timeout without an approval_timeout_s never happens"
+            )
+        if tool.retries and tool.side_effects == "at_most_once":
+            raise Rejected("bad_config", f"{where}: tool.{name} cannot be at_most_once and have retries")
+
+
 def _listed_names(known: Any) -> str:
     return f"there are {', '.join(sorted(known))}"
+
+
+_MCP_NAME: Final = re.compile("[a-z0-9]+(?:[-_][a-z0-9]+)*")
+
+
+def _check_mcp(name: str, server: McpTable, where: str) -> None:
+    """A server's name begins the names of its tools, which models and providers limit."""
+    if len(name) > 24 or not _MCP_NAME.fullmatch(name):
+        wanted = "1 to 24 of a-z 0-9, with single - or _ between"
+        raise Rejected("bad_config", f"{where}: mcp.{name[:80]}: the name of an MCP server must be {wanted}")
+    if bool(server.command) == bool(server.url):
+        raise Rejected("bad_config", f"{where}: mcp.{name}: give either a command or a url")
+    if server.url and not server.url.startswith(("http://", "https://")):
+        raise Rejected("bad_config", f"{where}: mcp.{name}: url must begin with http:// or https://")
+    if server.env and not server.command:
+        raise Rejected("bad_config", f"{where}: mcp.{name}: env is for a command; a url takes headers_env")
+    if server.headers_env and not server.url:
+        raise Rejected("bad_config", f"{where}: mcp.{name}: headers_env is for a url; a command takes env")

@@ -41,6 +41,7 @@ from swarmd.core.events import (
     Suspended,
 )
 from swarmd.core.memory import MEMORY_FACTS
+from swarmd.core.prices import Price
 from swarmd.edges import cli, schemas
 from swarmd.edges.cli import flags
 from tests.core.history import NODE, OTHER, History
@@ -194,6 +195,7 @@ PLACES = {
     "chunk": "<part>",
     "task": "<task>",
     "kind": "<type>",
+    "provider": "<provider>",
 }
 
 
@@ -247,8 +249,8 @@ def test_each_error_code_of_a_request_is_explained() -> None:
 def _settings() -> Iterator[tuple[str, str, str]]:
     tables = {f"[{section}]": struct for section, struct in config.SECTIONS.items()}
     tables |= {"[swarm.<name>]": config.SwarmTable, "[hive]": config.HiveTable, "[[agent]]": config.AgentTable}
-    tables |= {"[program.<name>]": config.ProgramTable}
-    tables |= {"[provider.<name>]": config.ProviderTable, '[price."<provider:model>"]': config.Price}
+    tables |= {"[program.<name>]": config.ProgramTable, "[tool.<name>]": config.ToolTable}
+    tables |= {"[provider.<name>]": config.ProviderTable, '[price."<provider:model>"]': Price}
     for section, struct in tables.items():
         for known in msgspec.structs.fields(struct):
             if known.required:

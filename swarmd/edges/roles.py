@@ -13,16 +13,18 @@ from swarmd.core.errors import Rejected
 from swarmd.core.ids import check_name
 from swarmd.edges import wiring
 from swarmd.edges.cli.flags import labels_of
-from swarmd.edges.loading import OpenModels, OpenTools, load_agents
+from swarmd.edges.loading import OpenTools, load_agents
+from swarmd.edges.open_models import OpenModels
 from swarmd.edges.settings import (
     data_dir,
     leader_settings,
+    mcp_settings,
     model_settings,
     replies_prefixed,
     stream_limits,
     tool_settings,
 )
-from swarmd.roles.tool_calls import run_tool
+from swarmd.roles.tool_calls import ToolCalls
 
 if TYPE_CHECKING:
     import argparse
@@ -74,8 +76,10 @@ def _orchestrator(settings: Settings, swarm: str, name: str) -> Role:
 
 def _worker(args: argparse.Namespace, settings: Settings, swarm: str, name: str) -> Role:
     crew = settings.crew(swarm)
-    models, tools = OpenModels(model_settings(settings)), OpenTools(tool_settings(settings))
-    models(settings.model.name)
+    models = OpenModels(model_settings(settings))
+    tools = OpenTools(tool_settings(settings), settings.tool, mcp=mcp_settings(settings))
+    for model in (settings.model.name, *settings.model.fallbacks):
+        models(model)
     modules, programs = args.agents or crew.agents, settings.programs(swarm)
     agents = load_agents(modules, settings.declared(swarm), models, tools, programs)
     if not agents:
@@ -87,19 +91,24 @@ def _worker(args: argparse.Namespace, settings: Settings, swarm: str, name: str)
         agents=agents,
         models=models,
         tools=tools,
-        run_tool=run_tool,
+        run_tool=ToolCalls(wiring.CLOCK, wiring.ENTROPY),
         nodes=_at_least_one("--nodes", args.nodes, crew.nodes),
         capacity=_at_least_one("--capacity", args.capacity, crew.capacity),
         labels=crew.labels if args.label is None else labels_of(args.label),
         default_model=settings.model.name,
+        fallbacks=settings.model.fallbacks,
+        retries=settings.model.retries,
+        share_rates=models.share,
         memory=settings.memory.name,
         drain_ms=crew.drain_ms,
     )
 
     async def run(nats: NatsSettings, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]) -> None:
         try:
-            await wiring.run_worker(nats, options, telemetry, stop, ready)
+            async with tools.mcp.running():
+                await wiring.run_worker(nats, options, telemetry, stop, ready)
         finally:
+            tools.close()
             await models.close()
 
     return run

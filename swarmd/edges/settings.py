@@ -15,11 +15,13 @@ from msgspec import Struct
 
 from swarmd import config
 from swarmd.adapters.broker_users import read_credentials
+from swarmd.adapters.mcp_session import McpServerSettings
 from swarmd.adapters.models import ModelSettings
 from swarmd.adapters.nats_connect import NatsSettings, redact_url
 from swarmd.adapters.streams import StreamLimits
 from swarmd.adapters.tools import ToolSettings
 from swarmd.core.errors import Rejected
+from swarmd.core.model_limits import Rate
 from swarmd.core.model_profile import PROFILES, Profile
 from swarmd.core.office import LeaderSettings
 from swarmd.core.state import Limits
@@ -153,6 +155,8 @@ def secrets_of(settings: Settings, nats: NatsSettings | None = None) -> list[str
             found.append(Path(settings.model.api_key_file).read_text().strip())
         except (OSError, UnicodeDecodeError):
             pass  # whoever needs the key says that it cannot be read
+    for server in settings.mcp.values():
+        found += [os.environ.get(variable, "") for variable in (*server.env, *server.headers_env.values())]
     return [secret for secret in found if secret]
 
 
@@ -163,6 +167,8 @@ def shown(settings: Settings) -> dict[str, Any]:
         tree[section][key] = redact_url(tree[section][key])
     for provider in tree["provider"].values():
         provider["base_url"] = redact_url(provider["base_url"])
+    for server in tree["mcp"].values():
+        server["url"] = redact_url(server["url"])
     tree["swarm"] = {name: msgspec.to_builtins(table) for name, table in settings.swarms.items()}
     return tree
 
@@ -202,6 +208,9 @@ def model_settings(settings: Settings) -> Callable[[str], ModelSettings]:
             own.timeout_ms or table.timeout_ms,
             own.stall_ms or table.stall_ms,
             profile_of(settings, provider),
+            Rate(own.requests_per_minute, own.tokens_per_minute),
+            own.concurrency_max,
+            settings.price,
         )
 
     return named
@@ -218,7 +227,40 @@ def profile_of(settings: Settings, provider: str) -> Profile | None:
 
 
 def tool_settings(settings: Settings) -> ToolSettings:
-    return ToolSettings(settings.tools.roots, settings.tools.allow_hosts)
+    table = settings.tools
+    return ToolSettings(
+        table.roots,
+        table.allow_hosts,
+        table.writable_roots,
+        table.script_ms,
+        table.script_memory_bytes_max,
+        table.script_processes_max,
+    )
+
+
+def mcp_settings(settings: Settings) -> dict[str, McpServerSettings]:
+    """The configured MCP servers, with the secrets that their tables name.
+
+    Raises `Rejected("bad_config")` for a header whose variable is not set.
+    """
+    found = {}
+    for name, table in settings.mcp.items():
+        for header, variable in table.headers_env.items():
+            if not os.environ.get(variable):
+                raise Rejected("bad_config", f"mcp.{name}: the variable {variable} for {header} is not set")
+        found[name] = McpServerSettings(
+            name=name,
+            command=table.command,
+            env=table.env,
+            url=table.url,
+            headers={header: os.environ[variable] for header, variable in table.headers_env.items()},
+            environ=dict(os.environ) if table.command else {},
+            connect_timeout_s=table.connect_timeout_s,
+            timeout_s=table.timeout_s,
+            output_bytes_max=table.output_bytes_max,
+            tools=table.tools,
+        )
+    return found
 
 
 def replies_prefixed(settings: Settings) -> bool:

@@ -267,7 +267,7 @@ class TestOpenTools:
         ("names", "roots", "code", "words"),
         [
             (["read_flie"], ["."], "unknown_tool", "read_file"),
-            (["shell"], ["."], "unknown_tool", "fetch_url"),
+            (["submit"], ["."], "unknown_tool", "fetch_url"),
             (["read_file"], [], "no_roots", "roots"),
             (["list_files"], ["/nowhere/at/all"], "bad_root", "/nowhere"),
         ],

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from swarmd import config
 from swarmd.core.errors import Rejected
+from swarmd.core.prices import Price
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "ops" / "swarm.toml"
@@ -129,6 +130,26 @@ def test_declared_agents_belong_to_some_swarms_or_to_all() -> None:
     assert [agent.name for agent in settings.declared("b")] == ["y"]
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("[mcp.a]", "either a command or a url"),
+        ('[mcp.a]\ncommand=["x"]\nurl="http://x"', "either a command or a url"),
+        ('[mcp.a__b]\ncommand=["x"]', "must be 1 to 24 of"),
+        ('[mcp.A]\ncommand=["x"]', "must be 1 to 24 of"),
+        ('[mcp.a]\nurl="ws://x"', "must begin with http"),
+        ('[mcp.a]\nurl="http://x"\nenv=["K"]', "env is for a command"),
+        ('[mcp.a]\ncommand=["x"]\nheaders_env={A="B"}', "headers_env is for a url"),
+        ('[mcp.a]\ncommand=["x"]\ntimeout_s=0', "mcp"),
+        ('[mcp.a]\ncomand=["x"]', "did you mean 'command'"),
+    ],
+)
+def test_an_mcp_server_is_described_once_and_well(text: str, hint: str) -> None:
+    with pytest.raises(Rejected) as refused:
+        config.load(text, {})
+    assert hint in refused.value.message
+
+
 # --- the sample ------------------------------------------------------------------------------------
 
 
@@ -150,8 +171,11 @@ def test_the_sample_lists_every_setting_with_its_default() -> None:
     assert set(tree["hive"]) == _fields(config.HiveTable)
     assert set(tree["agent"][0]) == _fields(config.AgentTable)
     assert set(tree["provider"]["local"]) == _fields(config.ProviderTable)
-    assert set(tree["price"]["local:my-model"]) == _fields(config.Price)
+    assert set(tree["price"]["local:my-model"]) == _fields(Price)
+    assert set(tree["tool"]["shell"]) == _fields(config.ToolTable)
     assert set(tree["program"]["shouter"]) == _fields(config.ProgramTable)
+    assert set(tree["mcp"]["clock"]) == _fields(config.McpTable)
+    assert settings.mcp["clock"] == config.McpTable(command=("mcp-server-time",))
 
 
 @given(st.text(max_size=200))

@@ -28,24 +28,29 @@ def _config_check(args: argparse.Namespace) -> int:
     import os
 
     from swarmd.edges.cli.session import as_json
-    from swarmd.edges.loading import OpenModels, OpenTools, load_agents
-    from swarmd.edges.settings import model_settings, nats_of, tool_settings
+    from swarmd.edges.loading import OpenTools, load_agents
+    from swarmd.edges.open_models import OpenModels
+    from swarmd.edges.settings import mcp_settings, model_settings, nats_of, tool_settings
 
     args.config = args.file or getattr(args, "config", "") or os.environ.get("SWARMD_CONFIG", "")
     settings = flags.settings_of(args)
     nats_of(settings)
-    models, tools = OpenModels(model_settings(settings)), OpenTools(tool_settings(settings))
-    models(settings.model.name)
+    models = OpenModels(model_settings(settings))
+    tools = OpenTools(tool_settings(settings), settings.tool, mcp=mcp_settings(settings))
+    for model in (settings.model.name, *settings.model.fallbacks):
+        models(model)
     found: dict[str, list[str]] = {}
     for swarm in [*settings.swarms, *([settings.hive.name] if settings.hive else [])]:
         modules, programs = settings.crew(swarm).agents, settings.programs(swarm)
         agents = load_agents(modules, settings.declared(swarm), models, tools, programs)
         found[swarm] = list(agents)
     if flags.wants_json(args):
-        print(as_json({"ok": True, "swarms": found}))
+        print(as_json({"ok": True, "swarms": found, "unused_tools": tools.unmatched()}))
         return flags.OK
     for swarm, names in found.items():
         print(f"swarm {swarm}: {', '.join(names) or 'no agents'}")
+    for name in tools.unmatched():
+        print(f"note: [tool.{name}] is for a tool that no module of these swarms has")
     print(f"{args.config or 'the configuration'} is sound")
     return flags.OK
 
