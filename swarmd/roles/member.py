@@ -81,7 +81,7 @@ class MemberProcess:
         self._counts: dict[str, int] = {}
         self._list_wanted = asyncio.Event()
         self._list_left_out = False
-        self._draining = False
+        self._draining = self._closing = False
         self.joined = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -125,6 +125,10 @@ class MemberProcess:
                 await self._enter()
                 self._group.create_task(self._beat())
                 self.begin()
+                try:
+                    await asyncio.get_running_loop().create_future()  # until this is cancelled, or a task fails
+                finally:
+                    self._closing = True  # a group that ends takes no more tasks
         finally:
             await work.close()
             await beats.close()
@@ -180,6 +184,8 @@ class MemberProcess:
     # --- what the leader says ---
 
     def _on_dispatch(self, message: Received) -> None:
+        if self._closing:
+            return
         try:
             dispatch = _dispatches.decode(message.payload)
         except UNREADABLE as error:
