@@ -177,7 +177,7 @@ def release(accounts: Mapping[str, Account], held: Reservation) -> None:
 
 
 def top_up(accounts: Mapping[str, Account], held: Reservation, offer: Budget) -> bool:
-    """Grant up to the totals of `offer`, at least those that are wanted; False when these are not left: nothing moves."""
+    """Grant up to the totals of `offer`, at least those that are wanted. False, when these are not left."""
     left = left_in(accounts, [name for name in held.accounts if name in accounts])
     more = _nothing()
     for measure, (want, offered) in enumerate(zip(amounts_of(held.wanted), amounts_of(offer), strict=True)):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from swarmd.core.state import SwarmState, Task
 
 DAY_MS: Final = 86_400_000
+Shortage = tuple[str, int]  #: (account, measure) that cannot give what is wanted
 
 
 class Granting:
@@ -41,14 +42,13 @@ class Granting:
         self._declaring = True
         return Budgeted(term=state.term, limits=self._limits, day=day)
 
-    def declared(self) -> None:
-        """The declaration is folded, or could not be stored."""
-        self._declaring = False
-
-    def answered(self, task_id: str, fact: Granted) -> None:
-        """An answer is folded, whatever the fold made of it, or could not be stored."""
-        self._decided.discard(f"{task_id} {fact.epoch} {fact.n}")
-        self._looked_at = (-1, -1)
+    def settle(self, event: Event) -> None:
+        """One of our events is folded, whatever the fold made of it, or could not be stored."""
+        if isinstance(event.data, Granted):
+            self._decided.discard(f"{event.subject} {event.data.epoch} {event.data.n}")
+            self._looked_at = (-1, -1)
+        else:
+            self._declaring = False
 
     def wished(self) -> None:
         """There is a new wish."""
@@ -61,11 +61,11 @@ class Granting:
             return []
         self._looked_at = (state.releases, len(state.wishes))
         events: list[Event] = []
-        stuck: dict[str, Event] = {}
+        blocked: list[tuple[Event, Reservation, Shortage]] = []
         for task_id, epoch in state.wishes.values():
             task = state.tasks[task_id]
             held = task.attempts[epoch].held
-            if held is None or f"{task_id} {epoch} {held.asked}" in self._decided:
+            if held is None or self._is_decided(task_id, epoch, held):
                 continue
             name, measure = budgets.lacking(state.accounts, held)
             fact = Granted(term=state.term, epoch=epoch, n=held.asked)
@@ -76,12 +76,38 @@ class Granting:
             fact.refused = budgets.in_words(name, measure)
             if budgets.is_hopeless(state.accounts[name], measure, held):
                 events.append(self._decide(task_id, fact))
-            elif not self._others_work(name, held):
-                stuck[name] = Event(task_id, fact)
-        for event in stuck.values():
-            assert isinstance(event.data, Granted)
-            events.append(self._decide(event.subject, event.data))
+            else:
+                blocked.append((Event(task_id, fact), held, (name, measure)))
+        if blocked and not events:
+            events += self._unstick(blocked)
         return events
+
+    def _unstick(self, blocked: list[tuple[Event, Reservation, Shortage]]) -> list[Event]:
+        """Refuse the youngest of the wishes that nobody's work will ever meet, if there are any.
+
+        What a working attempt holds comes back, and so does what somebody holds who waits for such a one.
+        """
+        coming: set[Shortage] = set()
+        for member in self._state.members.values():
+            for task_id, epoch in member.running.items():
+                held = self._state.tasks[task_id].attempts[epoch].held
+                if held is not None and (not budgets.is_open(held) or self._is_decided(task_id, epoch, held)):
+                    coming |= _unspent(held)
+        while True:
+            met = [wish for wish in blocked if wish[2] in coming]
+            if not met:
+                break
+            for wish in met:
+                coming |= _unspent(wish[1])
+            blocked = [wish for wish in blocked if wish[2] not in coming]
+        if not blocked:
+            return []
+        event = blocked[-1][0]
+        assert isinstance(event.data, Granted)
+        return [self._decide(event.subject, event.data)]
+
+    def _is_decided(self, task_id: str, epoch: int, held: Reservation) -> bool:
+        return f"{task_id} {epoch} {held.asked}" in self._decided
 
     def _decide(self, task_id: str, fact: Granted) -> Event:
         self._decided.add(f"{task_id} {fact.epoch} {fact.n}")
@@ -98,14 +124,7 @@ class Granting:
         ]
         return Budget(*totals)
 
-    def _others_work(self, name: str, mine: Reservation) -> bool:
-        """Whether some other attempt draws on this account and does not wish for more itself: it will give back."""
-        state = self._state
-        for member in state.members.values():
-            for task_id, epoch in member.running.items():
-                held = state.tasks[task_id].attempts[epoch].held
-                if held is None or held is mine or name not in held.accounts:
-                    continue
-                if held.asked == held.answered and any(held.unspent(measure) for measure in range(4)):
-                    return True
-        return False
+
+def _unspent(held: Reservation) -> set[Shortage]:
+    """Of which accounts and measures an attempt holds something."""
+    return {(name, measure) for name in held.accounts for measure in range(4) if held.unspent(measure)}

@@ -202,7 +202,9 @@ class Leader:
         if isinstance(fact, ASKED):
             late = Failure("too_late", "the task has moved on: ask for its state")
             self._answer(event, Receipt(event.subject) if accepted else Receipt(error=late))
-        if not isinstance(fact, Assigned | Submitted | Refused):
+        if isinstance(fact, Granted | Budgeted):
+            self.granting.settle(event)
+        elif not isinstance(fact, Assigned | Submitted | Refused):
             if not accepted:
                 self._rearm(event)
         elif fact.term != self.state.term:
@@ -218,10 +220,6 @@ class Leader:
     def _rearm(self, event: Event) -> None:
         """What time made necessary did not come about (the commit was void or not stored): see it again."""
         fact, task = event.data, self.state.tasks.get(event.subject)
-        if isinstance(fact, Granted):
-            self.granting.answered(event.subject, fact)
-        elif isinstance(fact, Budgeted):
-            self.granting.declared()
         if isinstance(fact, MemberLost):
             if fact.member in self.state.members:
                 self.links.not_lost(fact.member)
@@ -535,6 +533,8 @@ class Leader:
                 continue
             if isinstance(fact, Assigned):
                 self.placing.settle(event.subject, fact.epoch)
+            elif isinstance(fact, Granted | Budgeted):
+                self.granting.settle(event)
             elif isinstance(fact, Submitted):
                 self.door.dropped(event.subject, fact, event, error)
             elif isinstance(fact, Refused | Cancelled | Redriven | Configured):

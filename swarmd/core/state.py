@@ -188,10 +188,10 @@ class Counters(Struct):
 class SwarmState(Struct):
     """Everything the log of one swarm says, up to and including sequence `seq`.
 
-    `idle` are the tasks that have begun and that no member runs now. `questions` are the open ones, id → task and key; `closed` says of late ones where
-    they were closed. `listeners` are open waits for events, name → task → keys; `signals` the last event of each name.
-    `accounts` are those with a limit, `wishes` the attempts that wait for a grant, in order (see budgets.py); `releases`
-    counts what may let one be met.
+    `idle` are the tasks that have begun and that no member runs now. `questions` are the open ones, id → task and key;
+    `closed` says of late ones where they were closed. `listeners` are open waits for events, name → task → keys;
+    `signals` the last event of each name. `accounts` are those with a limit (budgets.py), `wishes` the attempts that
+    wait for a grant, in order; `releases` counts what may let one be met.
     """
 
     swarm: str

@@ -31,6 +31,7 @@ from swarmd.core.events import (
 from swarmd.core.evolve import apply
 from swarmd.core.state import TERMINAL, Place, SwarmState
 from swarmd.core.wait_facts import is_resolved
+from tests.sim import books
 
 if TYPE_CHECKING:
     from swarmd.core.leader import Leader
@@ -75,7 +76,11 @@ class Oracle:
             return
         live = {event.subject: self._epochs(event.subject) for event in commit.events if isinstance(event, Event)}
         paused = {task.id for task in state.tasks.values() if task.paused}
+        before = books.promised(state)
         effects = apply(state, commit)
+        unsound = books.wrong(state, commit, before) if state.accounts or before else ""
+        if unsound:
+            raise Violation(f"{record.seq}: {unsound}")
         key = (f"{commit.role}/{commit.writer}", commit.boot, commit.n)
         void = commit.seen < record.seq - commits.HORIZON
         if effects and (void or key in self._folded):

@@ -14,7 +14,7 @@ from tests.core.history import History
 
 if TYPE_CHECKING:
     from swarmd.core import effects as fx
-    from swarmd.core.events import Event, Fact
+    from swarmd.core.events import Event, Fact, Limit
     from swarmd.core.wire import Item
 
 LEASE_MS = 1_000
@@ -27,6 +27,7 @@ class Stage:
         self.history = History()
         self.now_ms = 10_000
         self.limits = Limits(**limits)
+        self.budgets: dict[str, Limit] = {}
         self.leaders: list[Leader] = []
         self.items: list[tuple[str, Item]] = []
 
@@ -34,7 +35,9 @@ class Stage:
 
     def orchestrator(self, boot: str) -> Leader:
         """An orchestrator that has folded everything so far."""
-        settings = LeaderSettings(self.limits, lease_ms=LEASE_MS, resend_ms=100, settle_ms=50, stall_ms=10**6)
+        settings = LeaderSettings(
+            self.limits, lease_ms=LEASE_MS, resend_ms=100, settle_ms=50, stall_ms=10**6, budgets=self.budgets
+        )
         leader = Leader(SwarmState("s"), f"o-{boot}", boot, settings)
         self.leaders.append(leader)
         self.fold(leader)
