@@ -40,6 +40,9 @@ PORTS = frozenset({80, 443})
 URL_CHARS_MAX = 2_000
 USER_AGENT = "swarmd (+fetch_url)"
 
+#: Not public, though some versions of `ipaddress` hold them for it: protocol assignments, relays, documentation.
+_SPECIAL = tuple(ipaddress.ip_network(network) for network in ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20"))
+_ISATAP = (0x0000_5EFE, 0x0200_5EFE)
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _TEXT_TYPES = frozenset({"application/json", "application/xml", "application/xhtml+xml", "application/yaml"})
 _HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
@@ -58,10 +61,16 @@ def is_public(address: str) -> bool:
         inner = ip.ipv4_mapped or ip.sixtofour
         if ip in _NAT64:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
+        elif int(ip) >> 32 & 0xFFFF_FFFF in _ISATAP and not is_public(
+            str(ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF))
+        ):
+            return False
         if inner is not None:
             return is_public(str(inner))
         if ip.scope_id or ip.is_site_local or ip.teredo:
             return False
+    if any(ip in network for network in _SPECIAL):
+        return False
     is_special = ip.is_private or ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_reserved
     return ip.is_global and not is_special and not ip.is_unspecified
 

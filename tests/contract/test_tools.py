@@ -284,13 +284,15 @@ class TestOpenTools:
         ("8.8.8.8", True),
         ("2001:4860:4860::8888", True),
         ("64:ff9b::808:808", True),
+        ("2a00::5efe:808:808", True),
         *[
             (address, False)
             for address in (
                 "127.0.0.1 0.0.0.0 10.1.1.1 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 224.0.0.1 "
                 "255.255.255.255 192.0.2.1 198.18.0.1 240.0.0.1 :: ::1 ::7f00:1 ::ffff:127.0.0.1 ::ffff:10.0.0.1 "
                 "64:ff9b::7f00:1 64:ff9b::a9fe:a9fe 64:ff9b:1::1 2002:7f00:1:: 2001::1 fe80::1 fe80::1%eth0 "
-                "fc00::1 fec0::1 ff02::1 localhost 2130706433"
+                "fc00::1 fec0::1 ff02::1 localhost 2130706433 192.0.0.8 192.88.99.1 3fff::1 2001:db8::1 100::1 5f00::1 "
+                "::ffff:0:7f00:1 ::10.0.0.1 2001:470:1f0b::5efe:7f00:1 2a00::200:5efe:a00:1"
             ).split()
         ],
     ],
@@ -388,6 +390,38 @@ class TestFetch:
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", rebound)
         outcome = await self.fetch("http://innocent.example/")
         assert outcome.error == "blocked_address: innocent.example is at 192.168.7.7, which is not a public address"
+
+    async def test_a_name_that_resolves_to_something_else_the_second_time(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A redirect to the same name is resolved anew, and judged by what it is now."""
+        loop = asyncio.get_running_loop()
+        async with serving(http("", 302, location="http://rebound.example/secret")) as server:
+            answers = [("127.0.0.1", server.port), ("127.0.0.1", 80)]
+
+            async def rebound(*_: Any, **__: Any) -> Any:
+                return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", answers.pop(0))]
+
+            monkeypatch.setattr(loop, "getaddrinfo", rebound)
+            outcome = await self.fetch(f"http://rebound.example:{server.port}/", f"rebound.example:{server.port}")
+        assert outcome.error == "blocked_address: rebound.example is at 127.0.0.1, which is not a public address"
+        assert answers == []
+
+    async def test_a_drip_of_bytes_costs_no_more_than_the_timeout(self) -> None:
+        async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n")
+            try:
+                while True:
+                    writer.write(b"x")
+                    await writer.drain()
+                    await asyncio.sleep(0.01)
+            except ConnectionError:
+                writer.close()
+
+        async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+            host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            outcome = await run_tool(FetchUrl([host], timeout_ms=300), {"url": f"http://{host}/"})
+        assert outcome.error.startswith("tool_timeout")
 
     async def test_an_exception_is_for_its_exact_host_and_port(self) -> None:
         async with serving(http("x", kind="text/plain")) as one, serving(http("y", kind="text/plain")) as two:
