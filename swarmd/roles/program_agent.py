@@ -121,6 +121,7 @@ class _Conversation:
         self._executing: dict[int, asyncio.Future[StepDone]] = {}
         self._heard = 0
         self._patience = asyncio.timeout(None)
+        self._refused = ""
 
     async def hold(self, name: str, wanted: Any) -> Any:
         """The program's output. Raises its failure, what it did wrong, or what the context raises."""
@@ -152,6 +153,10 @@ class _Conversation:
                 line = await self._process.receive()
         except TimeoutError:
             raise self._silence() from None
+        except Fault as fault:
+            if self._refused:  # most programs end at an error that they do not expect
+                fault.message += f"; the last error that it was told: {self._refused}"
+            raise
         self._heard += 1
         try:
             asked: Asked = _asked.decode(line)
@@ -218,6 +223,13 @@ class _Conversation:
         self._open.discard(id)
         self._be_patient()
 
+    async def _refuse(self, id: int, error: AgentFailed | Rejected | Fault) -> None:
+        """Tell the program what failed. That its code does not match the journal is no news that it can act on."""
+        if error.code == "journal_mismatch":
+            raise error
+        self._refused = f"{error.code}: {error}"
+        await self._reply(id, Refusal(id, Failure(error.code, str(error))))
+
     async def _step(self, asked: StepAsked) -> None:
         id, executed = asked.id, False
         self._occurrences[asked.name] += 1
@@ -237,7 +249,7 @@ class _Conversation:
         try:
             value = await self._ctx.step(asked.name, execute)
         except (AgentFailed, Rejected, Fault) as error:
-            await self._reply(id, Refusal(id, Failure(error.code, str(error))))
+            await self._refuse(id, error)
         else:
             await self._reply(id, Settled(id) if executed else Recorded(id, Raw(msgspec.json.encode(value))))
 
@@ -245,7 +257,7 @@ class _Conversation:
         try:
             value = await self._verbs.perform(asked.verb, asked.args)
         except (AgentFailed, Rejected, Fault) as error:
-            await self._reply(asked.id, Refusal(asked.id, Failure(error.code, str(error))))
+            await self._refuse(asked.id, error)
         else:
             await self._reply(asked.id, Answer(asked.id, Raw(msgspec.json.encode(value))))
 

@@ -13,16 +13,19 @@ import signal
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import pytest
 
+from swarmd import config
 from swarmd.adapters.programs import SubprocessPrograms
+from swarmd.adapters.tools import ToolSettings
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.program import ProgramSpec
 from swarmd.core.turns import ModelReply
 from swarmd.core.wire import Outcome
+from swarmd.edges.loading import OpenTools, load_agents
 from swarmd.roles.attempt import AgentFailed, Child
 from swarmd.roles.program_agent import program_agent
 from tests.system.swarms import until
@@ -256,6 +259,25 @@ async def test_a_step_that_fails_is_not_recorded_and_the_program_decides() -> No
     told = {"op": "error", "id": 1, "error": {"code": "no_luck", "message": "try later"}}
     assert await run(body, ctx=ctx) == told
     assert ctx.journal == {}
+
+
+async def test_a_program_that_ends_at_an_error_is_quoted_with_it() -> None:
+    error = await failure('call(1, "send", to="nobody"); sys.exit(4)')
+    assert error.code == "program_exited"
+    assert "code 4" in error.message
+    assert error.message.endswith("the last error that it was told: unknown_task: there is no task nobody")
+
+
+async def test_code_that_does_not_match_the_journal_fails_with_the_error_of_the_journal() -> None:
+    ctx = FakeContext()
+
+    async def step(name: str, function: Any) -> Any:
+        raise AgentFailed("journal_mismatch", "expected 'fetch#1', found 'model#1'", retryable=False)
+
+    ctx.step = step  # type: ignore[method-assign]
+    with pytest.raises(AgentFailed, match="expected 'fetch#1'") as caught:
+        await run('step(1, "fetch", lambda key: 1); sys.exit(1)', ctx=ctx)
+    assert (caught.value.code, caught.value.retryable) == ("journal_mismatch", False)
 
 
 async def test_a_program_says_why_it_fails() -> None:
@@ -508,7 +530,9 @@ async def test_a_program_dies_with_its_host(tmp_path: Path) -> None:
     deaf += f"; open({str(file)!r}, 'w').write(f'{{os.getpid()}}\\n'); time.sleep(60)"
     host = f"""
 import asyncio, os, sys
+from swarmd import config
 from swarmd.adapters.programs import SubprocessPrograms
+from swarmd.adapters.tools import ToolSettings
 from swarmd.core.program import ProgramSpec
 async def main():
     spec = ProgramSpec((sys.executable, "-c", {deaf!r}))
@@ -521,3 +545,24 @@ asyncio.run(main())
     process.send_signal(signal.SIGKILL)
     await process.wait()
     await until(lambda: gone(pid))
+
+
+def test_a_name_is_given_once_and_limits_are_checked() -> None:
+    def refusal(text: str) -> str:
+        with pytest.raises(Rejected) as caught:
+            config.load(text, {})
+        return caught.value.message
+
+    program = '[program.one]\ncommand = ["sh"]\n'
+    twice = refusal(f'{program}[[agent]]\nname = "one"\ninstructions = "x"\n')
+    assert "two agents are called 'one'" in twice
+    assert "swarm 'elsewhere'" in refusal(f'{program}swarms = ["elsewhere"]\n')
+    assert "did you mean 'command'" in refusal('[program.one]\ncomand = ["sh"]\n')
+    assert "program" in refusal("[program.one]\ncommand = []\n")
+    assert "line_bytes_max" in refusal(f"{program}line_bytes_max = 1\n")
+    with pytest.raises(Rejected, match="'a b'"):
+        config.load('[program."a b"]\ncommand = ["sh"]\n', {})
+    no_models, tools, programs = cast("Any", None), OpenTools(ToolSettings()), {"echo": ProgramSpec(("sh",))}
+    with pytest.raises(Rejected, match=r"comes from module swarmd\.agents and from a program") as caught:
+        load_agents(["swarmd.agents"], [], no_models, tools, programs)
+    assert caught.value.code == "bad_agents"
