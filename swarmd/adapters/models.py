@@ -18,6 +18,7 @@ from msgspec import Struct, field
 from swarmd.adapters.extractive_model import MODEL_NAME, ExtractiveModel
 from swarmd.adapters.noop_model import NOOP_NAME, NoopModel
 from swarmd.adapters.openai_client import Endpoint, missing_extra
+from swarmd.adapters.openai_embedder import OpenAIEmbedder
 from swarmd.adapters.openai_model import OpenAIModel
 from swarmd.core.errors import Rejected
 from swarmd.core.model_limits import Rate
@@ -27,7 +28,7 @@ from swarmd.core.prices import Price
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from swarmd.ports import Model
+    from swarmd.ports import Embedder, Model
 
 KEY_FILE_BYTES_MAX: Final = 10_000
 #: Where OpenAI's own tools look for another endpoint.
@@ -68,6 +69,12 @@ def open_model(settings: ModelSettings, environ: Mapping[str, str] | None = None
         return NoopModel()
     endpoint = endpoint_of(settings, os.environ if environ is None else environ)
     return OpenAIModel(settings.name.partition(":")[2], endpoint)
+
+
+def open_embedder(settings: ModelSettings, dimension: int = 0, environ: Mapping[str, str] | None = None) -> Embedder:
+    """An embedder by name; `dimension` 0 is the one its model is known for. Raises as `open_model`."""
+    endpoint = endpoint_of(settings, os.environ if environ is None else environ)
+    return OpenAIEmbedder(settings.name.partition(":")[2], endpoint, dimension)
 
 
 def endpoint_of(settings: ModelSettings, environ: Mapping[str, str]) -> Endpoint:

@@ -24,6 +24,7 @@ from swarmd.adapters.streams import ensure_stream, memory_streams, stream_state
 from swarmd.core import subjects
 from swarmd.edges.wiring import CLOCK, ENTROPY, Wire, connected, live, new_boot
 from swarmd.hash_embedder import HashEmbedder
+from swarmd.ports import Embedder
 from swarmd.roles.memory import MemoryNode, MemoryPorts
 from swarmd.roles.observer import Observer, ObserverPorts, ObserverSettings, load
 from swarmd.roles.replica import Rewound
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from swarmd.adapters.nats_connect import NatsSettings
     from swarmd.adapters.telemetry import Telemetry
-    from swarmd.ports import Embedder, MemoryStore
+    from swarmd.ports import MemoryStore
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,8 @@ async def run_observer(
 class MemoryOptions(Struct, frozen=True):
     """One memory node. Without `milvus_uri` it runs Milvus Lite as a child, with its files under `data_dir`.
 
-    `rebuild` drops what the store holds and fills it from the log, as after a change of the embedder.
+    Without an `embedder` texts are hashed. `rebuild` drops what the store holds and fills it from the log, as after a
+    change of the embedder.
     """
 
     memory: str
@@ -116,6 +118,7 @@ class MemoryOptions(Struct, frozen=True):
     replicas: int = 1
     dimension: int = 1024
     rebuild: bool = False
+    embedder: Embedder | None = None
 
 
 async def run_memory(
@@ -123,6 +126,7 @@ async def run_memory(
 ) -> None:
     """Run one memory node until `stop` is set; `ready` is called whenever it has begun to follow its log."""
     memory = options.memory
+    embedder = options.embedder or HashEmbedder(options.dimension)
     async with connected(nats, f"memory-{options.name}", telemetry) as wire:
         for config in memory_streams(memory, options.log_bytes_max, options.replicas):
             await ensure_stream(wire.bus, config)
@@ -131,7 +135,6 @@ async def run_memory(
                 created = (await stream_state(wire.bus, subjects.memory_stream(memory)))["created"]
                 # A stream made anew counts from 1 again: rows of the former one must never be taken for its own.
                 collection = f"{collection_for(memory)}_{''.join(filter(str.isdigit, created))[:20]}"
-                embedder: Embedder = HashEmbedder(options.dimension)
                 store = MilvusStore(uri, collection, embedder, token=options.milvus_token)
                 if options.rebuild:
                     await store.drop()

@@ -17,6 +17,7 @@ from swarmd.edges.loading import OpenTools, load_agents
 from swarmd.edges.open_models import OpenModels
 from swarmd.edges.settings import (
     data_dir,
+    embedder_of,
     leader_settings,
     mcp_settings,
     model_settings,
@@ -170,6 +171,7 @@ def _memory(args: argparse.Namespace, settings: Settings, name: str) -> Role:
         log_bytes_max=table.log_bytes_max,
         replicas=settings.limits.replicas,
         rebuild=args.rebuild,
+        embedder=embedder_of(settings),
     )
 
     async def run(nats: NatsSettings, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]) -> None:
