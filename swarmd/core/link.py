@@ -8,10 +8,47 @@ from __future__ import annotations
 
 from collections import deque
 
+import msgspec
+from msgspec import Raw, Struct
+
 from swarmd.core.wire import Dispatch, Item, Start
 
 #: A batch ends at about so many bytes, well under what a broker carries in one message.
 BATCH_BYTES_MAX = 512 * 1024
+
+
+class _Sealed(Struct):
+    """A dispatch whose items are not looked at yet."""
+
+    term: int
+    n: int
+    seq: int
+    items: list[Raw]
+
+
+class _Labelled(Struct):
+    op: str
+
+
+_dispatches = msgspec.json.Decoder(Dispatch)
+_KNOWN = frozenset(item.__struct_config__.tag for item in Item.__args__)
+
+
+def read_dispatch(payload: bytes) -> tuple[Dispatch, list[str]]:
+    """A dispatch, and the kinds of items in it that a leader of a later version sent and nobody here knows.
+
+    Those are left out: a batch that was never taken would be sent again for ever, and all that follows with it.
+    Raises what decoding raises for anything else that cannot be read.
+    """
+    try:
+        return _dispatches.decode(payload), []
+    except msgspec.ValidationError:
+        sealed = msgspec.json.decode(payload, type=_Sealed)
+        ops = [msgspec.json.decode(item, type=_Labelled).op for item in sealed.items]
+        known = [
+            msgspec.json.decode(item, type=Item) for item, op in zip(sealed.items, ops, strict=True) if op in _KNOWN
+        ]
+        return Dispatch(sealed.term, sealed.n, sealed.seq, known), [op for op in ops if op not in _KNOWN]
 
 
 class Sender:

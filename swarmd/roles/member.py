@@ -17,11 +17,10 @@ from msgspec import Struct
 from swarmd.core import subjects
 from swarmd.core.errors import UNREADABLE, Fault, Rejected
 from swarmd.core.events import Event, Fact, Failed, Failure, MemberJoined, MemberLeft
-from swarmd.core.link import Receiver
+from swarmd.core.link import Receiver, read_dispatch
 from swarmd.core.wire import (
     Beat,
     ChildDone,
-    Dispatch,
     Heartbeat,
     Instruct,
     Pause,
@@ -46,7 +45,6 @@ HEARTBEAT_BYTES_MAX: Final = 512 * 1024
 MESSAGE_CHARS_MAX: Final = 2_000
 Key = tuple[str, int]  #: (task, epoch)
 
-_dispatches: Final = msgspec.json.Decoder(Dispatch)
 _beats: Final = msgspec.json.Decoder(Beat)
 
 
@@ -187,10 +185,12 @@ class MemberProcess:
         if self._closing:
             return
         try:
-            dispatch = _dispatches.decode(message.payload)
+            dispatch, unknown = read_dispatch(message.payload)
         except UNREADABLE as error:
             log.warning("a dispatch could not be read: %s", error)
             return
+        if unknown:
+            log.warning("skipped what this version does not know of a dispatch: %s", ", ".join(sorted(set(unknown))))
         self._see(dispatch.seq)
         for item in self._receiver.take(dispatch):
             match item:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from swarmd.core.link import BATCH_BYTES_MAX, Receiver, Sender
-from swarmd.core.wire import Dispatch, Item, Start, Stop
+from swarmd.core.link import BATCH_BYTES_MAX, Receiver, Sender, read_dispatch
+from swarmd.core.wire import Dispatch, Item, Report, Start, Stop
 
 
 @given(st.data())
@@ -79,3 +81,20 @@ def test_batches_fit_into_a_message_and_a_large_item_travels_alone() -> None:
     while (batch := sender.batch(1, 0)) is not None:
         sizes.append(len(batch.items))
     assert sizes == [2, 2, 1, 1, 1]
+
+
+def test_items_of_a_later_version_are_left_out_and_the_rest_is_taken() -> None:
+    items = [Stop("a", 1), {"op": "levitate", "height": {"m": 3}}, Report()]
+    payload = msgspec.json.encode({"term": 2, "n": 1, "seq": 9, "items": items, "mood": "good"})
+    dispatch, unknown = read_dispatch(payload)
+    assert (dispatch, unknown) == (Dispatch(2, 1, 9, [Stop("a", 1), Report()]), ["levitate"])
+    assert Receiver().take(dispatch) == [Stop("a", 1), Report()]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"[]", b'{"term":1,"n":1,"seq":1,"items":[{"op":"stop"}]}', b'{"term":1,"n":1,"seq":1,"items":[{}]}'],
+)
+def test_a_dispatch_that_is_broken_is_not_read(payload: bytes) -> None:
+    with pytest.raises(msgspec.MsgspecError):
+        read_dispatch(payload)
