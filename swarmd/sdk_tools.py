@@ -104,6 +104,9 @@ class FunctionTool:
             value = await self._function(**self._filled(arguments, key))
             if isinstance(value, str):
                 return value
+            if value is None or isinstance(value, bool | int | float):
+                return self._as_text(value)
+            # How long a list or dict takes is not known before.
             from swarmd.aside import in_thread
 
             return await in_thread(partial(self._as_text, value))

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from swarmd import config
 from swarmd.adapters.models import ModelSettings
-from swarmd.adapters.tools import ToolSettings
+from swarmd.adapters.tools import BUILT_IN, ToolSettings
 from swarmd.core.agent import AgentSpec
 from swarmd.core.errors import Rejected
 from swarmd.edges.loading import OpenTools, load_agents
 from swarmd.edges.open_models import OpenModels
+from swarmd.roles.llm_agent import CONTEXT_TOOLS
 from swarmd.roles.tool_calls import run_tool
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "tools.md"
 MODULE = "tests.contract.loading_tools"
 
 
@@ -123,3 +123,23 @@ def test_modules_that_cannot_be_used(source: str, words: str, tmp_path: Path, mo
     with pytest.raises(Rejected, match=words):
         load(opened(), modules=(MODULE, "stranger"))
     sys.modules.pop("stranger", None)
+
+
+async def test_the_example_of_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = dict(re.findall(r"```(python|toml)\n(.*?)```", HOW_TO.read_text(), re.DOTALL))
+    (tmp_path / "shop.py").write_text(blocks["python"])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = config.load(blocks["toml"], {})
+    tools = OpenTools(ToolSettings(), settings.tool)
+    models = OpenModels(ModelSettings)
+    found = load_agents(settings.swarms["main"].agents, settings.declared("main"), models, tools)
+    assert "clerk" in found
+    assert (await run_tool(tools("stock"), {"item": "pen"})).text == "3"
+    assert (await run_tool(tools("stock"), {"item": "ink"})).error == "unknown_item: there is no 'ink'; there are pen"
+    assert tools("order").policy.approval
+    sys.modules.pop("shop")
+
+
+def test_the_documents_list_what_is_built_in() -> None:
+    rows = " ".join(re.findall(r"^\| (`.*?) \|", HOW_TO.read_text().partition("## Built in")[2], re.MULTILINE))
+    assert set(re.findall(r"`(\w+)`", rows)) == {*BUILT_IN, *CONTEXT_TOOLS}
