@@ -32,6 +32,7 @@ class ScriptedServer:
     answer: Callable[[Asked], bytes | None]
     port: int = 0
     asked: list[Asked] = field(default_factory=list)
+    given_up: int = 0
 
     @property
     def host(self) -> str:
@@ -52,6 +53,7 @@ class ScriptedServer:
             response = self.answer(asked)
             if response is None:
                 await reader.read()  # until the caller gives up
+                self.given_up += 1
             else:
                 writer.write(response)
                 await writer.drain()
