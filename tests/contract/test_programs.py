@@ -346,13 +346,17 @@ async def test_a_program_gets_the_variables_it_was_promised_and_its_directory(
         ("os.write(1, b'{\"op\":'); sys.exit(0)", "program_exited", "in the middle of a line (6 bytes of it)"),
         ("os.close(1); time.sleep(60)", "program_exited", "closed its stdout"),
         ("raise ValueError('no such luck')", "program_exited", "ValueError: no such luck"),
-        ("time.sleep(60)", "program_start_slow", "2000 ms"),
+        ("time.sleep(60)", "program_start_slow", "400 ms"),
         ('say(op="ready"); time.sleep(60)', "program_silent", "400 ms"),
         ('say(op="step", id=1, name="x"); hear(); time.sleep(60)', "program_silent", "its turn"),
     ],
 )
 async def test_each_way_to_go_wrong_has_one_clear_failure(body: str, code: str, words: str) -> None:
-    limits = {"start_timeout_ms": 2_000, "silence_timeout_ms": 400, "stop_timeout_ms": 200, "line_bytes_max": 2_048}
+    limits = {"stop_timeout_ms": 200, "line_bytes_max": 2_048}
+    if code == "program_start_slow":
+        limits["start_timeout_ms"] = 400
+    if code == "program_silent":
+        limits["silence_timeout_ms"] = 400
     error = await failure(body, **limits)
     assert error.code == code, error.message
     assert words in error.message
