@@ -8,6 +8,7 @@ was meant. Precedence: flags, environment (`SWARMD_<SECTION>_<KEY>`), file, defa
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 import typing
@@ -18,7 +19,9 @@ import msgspec
 from msgspec import Struct, field
 
 from swarmd.core.agent import AgentSpec
+from swarmd.core.budgets import BUDGET_MAX, SWARM, has_limit, tenant_account
 from swarmd.core.errors import Rejected
+from swarmd.core.events import Limit
 from swarmd.core.ids import NAME_PATTERN, check_name
 from swarmd.core.model_profile import PROFILES, Structured, SystemRole, TokenParameter
 from swarmd.core.prices import Price
@@ -213,6 +216,22 @@ class LimitsTable(Struct, frozen=True, forbid_unknown_fields=True):
     replicas: typing.Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
 
 
+class BudgetTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a swarm or a tenant may spend; what is left out has no limit. Each swarm of a file counts by itself."""
+
+    tokens: int | None = None
+    cost_usd: float | None = None
+    steps: int | None = None
+    wall_s: float | None = None
+    period: Literal["total", "day"] = "total"
+
+    def limit(self) -> Limit:
+        """The same in whole units: millionths of a US dollar, milliseconds."""
+        cost = None if self.cost_usd is None else math.floor(self.cost_usd * 1_000_000)
+        wall = None if self.wall_s is None else math.floor(self.wall_s * 1000)
+        return Limit(self.tokens, cost, self.steps, wall, self.period)
+
+
 class SwarmTable(Struct, frozen=True, forbid_unknown_fields=True):
     """One swarm: `workers` processes of `nodes` worker nodes with `capacity` slots each."""
 
@@ -269,11 +288,19 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     memory: MemoryTable = MemoryTable()
     observer: ObserverTable = ObserverTable()
     limits: LimitsTable = LimitsTable()
+    budget: BudgetTable = BudgetTable()
+    tenant: dict[str, BudgetTable] = field(default_factory=dict)
     swarm: dict[str, SwarmTable] = field(default_factory=dict)
     hive: HiveTable | None = None
     agent: tuple[AgentTable, ...] = ()
     program: dict[str, ProgramTable] = field(default_factory=dict)
     mcp: dict[str, McpTable] = field(default_factory=dict)
+
+    @property
+    def budgets(self) -> dict[str, Limit]:
+        """The limits of each swarm and of its tenants, by account."""
+        tables = {SWARM: self.budget, **{tenant_account(name): table for name, table in self.tenant.items()}}
+        return {name: table.limit() for name, table in tables.items() if has_limit(table.limit())}
 
     @property
     def swarms(self) -> dict[str, SwarmTable]:
@@ -314,6 +341,7 @@ SECTIONS: Final[dict[str, type[Struct]]] = {
     "memory": MemoryTable,
     "observer": ObserverTable,
     "limits": LimitsTable,
+    "budget": BudgetTable,
 }
 
 
@@ -438,6 +466,7 @@ def _check(settings: Settings, where: str) -> None:
                 "bad_config", f'{where}: price {name!r} must be called by its model: [price."provider:model"]'
             )
     _check_tools(settings, where)
+    _check_budgets(settings, where)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise Rejected("bad_config", f"{where}: two agents are called {twice[0]!r}")
@@ -457,6 +486,19 @@ def _check(settings: Settings, where: str) -> None:
     for child in settings.hive.swarms:
         if child not in settings.swarms:
             raise Rejected("bad_config", f"{where}: the hive names swarm {child!r}, {_listed_names(settings.swarms)}")
+
+
+def _check_budgets(settings: Settings, where: str) -> None:
+    tables = {"budget": settings.budget, **{f"tenant.{name}": table for name, table in settings.tenant.items()}}
+    for name, table in tables.items():
+        for key, unit in (("tokens", 1), ("cost_usd", 1_000_000), ("steps", 1), ("wall_s", 1000)):
+            value = getattr(table, key)
+            if value is not None and not 1 <= value * unit <= BUDGET_MAX:
+                why = "nothing could ever be spent" if value == 0 else "it is out of bounds"
+                raise Rejected("bad_config", f"{where}: {name}.{key} is {value}: {why}; leave it out for no limit")
+    for tenant in settings.tenant:
+        if not 0 < len(tenant) <= 64:
+            raise Rejected("bad_config", f"{where}: tenant {tenant[:80]!r}: a tenant's name has 1 to 64 characters")
 
 
 def _check_tools(settings: Settings, where: str) -> None:

@@ -251,6 +251,7 @@ def _settings() -> Iterator[tuple[str, str, str]]:
     tables |= {"[swarm.<name>]": config.SwarmTable, "[hive]": config.HiveTable, "[[agent]]": config.AgentTable}
     tables |= {"[program.<name>]": config.ProgramTable, "[tool.<name>]": config.ToolTable}
     tables |= {"[provider.<name>]": config.ProviderTable, '[price."<provider:model>"]': Price}
+    tables |= {"[tenant.<name>]": config.BudgetTable}
     for section, struct in tables.items():
         for known in msgspec.structs.fields(struct):
             if known.required:

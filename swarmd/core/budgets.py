@@ -110,6 +110,11 @@ def tenant_account(tenant: str) -> str:
     return f"tenant:{tenant}"
 
 
+def has_limit(budget: Budget) -> bool:
+    """Whether anything is limited."""
+    return any(amount is not None for amount in amounts_of(budget))
+
+
 def is_shared(name: str) -> bool:
     """Whether an account is the swarm's or a tenant's."""
     return name == SWARM or name.startswith("tenant:")

@@ -176,7 +176,8 @@ def shown(settings: Settings) -> dict[str, Any]:
 
 def leader_settings(settings: Settings) -> LeaderSettings:
     limits = settings.limits
-    return LeaderSettings(Limits(limits.live_tasks_max, limits.remembered_max, limits.dead_max, limits.losses_max))
+    bounds = Limits(limits.live_tasks_max, limits.remembered_max, limits.dead_max, limits.losses_max)
+    return LeaderSettings(bounds, budgets=settings.budgets)
 
 
 def stream_limits(settings: Settings) -> StreamLimits:

@@ -163,9 +163,11 @@ def test_the_sample_lists_every_setting_with_its_default() -> None:
     settings = config.load(text, {}, source=str(SAMPLE))
     assert set(tree) == _fields(config.Settings)
     commented = {"nats": set(re.findall(r"^# (replies_prefixed) = ", text, re.MULTILINE))}
+    commented["budget"] = set(re.findall(r"^# (tokens|cost_usd|steps|wall_s) = ", text, re.MULTILINE))
     for section, table in config.SECTIONS.items():
         assert set(tree[section]) | commented.get(section, set()) == _fields(table), section
         assert getattr(settings, section) == table(), section
+    assert set(tree["tenant"]["acme"]) == _fields(config.BudgetTable)
     assert set(tree["swarm"]["main"]) == _fields(config.SwarmTable)
     assert settings.swarm == {"main": config.SwarmTable()}
     assert set(tree["hive"]) == _fields(config.HiveTable)

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from swarmd.edges.cli import flags
+from swarmd.edges.cli.budgets import HELP, account_text, budget_of, spending_text
 
 if TYPE_CHECKING:
     import argparse
@@ -29,6 +30,7 @@ def add(commands: flags.Commands) -> None:
     submit.add_argument("--timeout", type=float, default=0, metavar="SECONDS", help="give up after so long (0: never)")
     submit.add_argument("--tenant", default="")
     submit.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
+    submit.add_argument("--budget", action="append", default=[], metavar="KEY=N", help=HELP)
     submit.add_argument("--attempts-max", type=int, default=3, metavar="N", help="attempts before it is dead")
     result = commands.add("result", _result, "wait for a task's outcome", "swarmd result 0198c2-… --timeout 60")
     result.add_argument("task", metavar="TASK")
@@ -97,13 +99,14 @@ async def _submit_over(session: Session, wanted: Any) -> int:
     from swarmd.edges.client import Client
 
     args = session.args
-    options = {
+    options: dict[str, Any] = {
         "id": args.id,
         "priority": args.priority,
         "timeout_ms": round(args.timeout * 1000),
         "tenant": args.tenant,
         "labels": flags.labels_of(args.label),
         "retry": RetryPolicy(attempts_max=args.attempts_max),
+        "budget": budget_of(args.budget),
     }
     async with Client.over(session.wire.bus, session.swarm) as client:
         handle = await client.submit(args.agent, wanted, **options)
@@ -213,6 +216,8 @@ async def _task_status(session: Session, task: str) -> int:
     lines += [f"member   {status.member}"] if status.member else []
     lines += [f"waits    for {status.waiting_for}"] if status.waiting_for else []
     lines += [f"attempts {status.epoch}, failed {status.failures}, steps {status.steps}, children {status.children}"]
+    lines += [f"spent    {spending_text(status.spent)}"]
+    lines += [f"budget   {account_text(account)}" for account in status.budgets]
     session.tell(status, "\n".join([*lines, f"sequence {status.seq}"]))
     return flags.OK
 
@@ -231,6 +236,7 @@ def swarm_text(status: SwarmStatus) -> str:
     ]
     lines += [f"waiting  {count} for agent {agent}" for agent, count in sorted(status.waiting.items())]
     lines += [f"refusing {status.refusing}"] if status.refusing else []
+    lines += [f"budget   {account_text(account)}" for account in status.budgets]
     return "\n".join(lines)
 
 
