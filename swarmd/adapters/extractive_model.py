@@ -103,7 +103,7 @@ class ExtractiveModel:
             for line in text.splitlines(keepends=True):
                 on_delta(line)
         chars = sum(len(turn.content) for turn in request.turns)
-        usage = Usage(input_tokens=math.ceil(chars / 4), output_tokens=math.ceil(len(text) / 4), estimated=True)
+        usage = Usage(math.ceil(chars / 4), math.ceil(len(text) / 4), estimated=True, cost_microusd=0)
         return ModelReply(text=text, finish=finish, model=MODEL_NAME, usage=usage)
 
     async def close(self) -> None:
