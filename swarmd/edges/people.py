@@ -109,7 +109,14 @@ class People:
         Raises `Rejected("invalid_answer" | "unknown_request")` (the first names the field), `Conflict("closed")` when
         somebody else was first or the time was over, `Fault` when nobody said in time whether it was taken.
         """
-        return (await self._ask("answer", {"id": id, "value": value, "by": by}, _Taken)).task
+        body = {"id": id, "value": value, "by": by}
+        try:
+            return (await self._ask("answer", body, _Taken)).task
+        except Rejected as refused:
+            if refused.code != "too_late":
+                raise
+        # Another answer was folded just before ours. Ours changed nothing, so giving it again only tells by whom.
+        return (await self._ask("answer", body, _Taken)).task
 
     async def signal(self, name: str, value: Any = None, *, task: str = "", by: str = "") -> None:
         """Wake what waits with `ctx.wait_event(name)`: one task, or without `task` all of the swarm."""
