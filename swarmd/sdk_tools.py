@@ -236,9 +236,10 @@ def tool(
 
     The model's arguments are converted to the hinted types first: str, int, float, bool, Literal, Enum, Optional, list,
     dict, dataclasses, msgspec.Struct, and `Annotated[..., msgspec.Meta(...)]` of these. A parameter `idempotency_key`
-    gets the step's key and is not shown to the model. A sync function runs in a thread (a hung one is left there and
-    keeps its seat) or, with sync="process", in a process of its own that is killed when its time is up. `Options` lists
-    the limits. Raise `Rejected` for input the model should change, `Fault` for a world that may do better later.
+    gets the step's key and is not shown to the model. An async function must not block. A sync function runs in a
+    thread (a hung one is left there and keeps its seat) or, with sync="process", in a process of its own that is
+    killed when its time is up. `Options` lists the limits. Raise `Rejected` for input the model should change, `Fault`
+    for a world that may do better later.
     Raises `Rejected("bad_tool")` at once for what cannot be a tool.
     """
 

@@ -152,6 +152,24 @@ def test_arguments_are_checked_against_the_schema(schema: dict[str, Any], argume
     assert argument_problems(schema, arguments) == problems
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": 5},
+        {"type": [{}]},
+        {"properties": []},
+        {"properties": {"a": {"enum": 5}}},
+        {"properties": {"a": {"minimum": "x"}}},
+        {"required": 5},
+    ],
+)
+async def test_a_schema_that_is_none_is_told(schema: dict[str, Any]) -> None:
+    tool = Scripted("called")
+    tool.spec = ToolSpec("scripted", "", schema)
+    outcome = await run_tool(tool, {"a": 1})
+    assert outcome.text == "called" or outcome.error.startswith("bad_schema: the parameters of scripted are no JSON")
+
+
 class TestFiles:
     @pytest.fixture
     def root(self, tmp_path: Path) -> Path:
