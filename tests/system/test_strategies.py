@@ -19,6 +19,7 @@ from swarmd.adapters.models import ModelSettings, open_model
 from swarmd.adapters.nats_server import find_nats_server
 from swarmd.adapters.streams import ensure_stream, memory_streams
 from swarmd.adapters.telemetry import Telemetry
+from swarmd.core import subjects
 from swarmd.core.agent import AgentSpec
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Failure
@@ -201,8 +202,12 @@ async def test_a_cycle_is_shown(offline: Rig) -> None:
 
 async def test_voters_agree_and_the_slow_one_is_cancelled(offline: Rig) -> None:
     voters = [{"agent": "gated", "input": {"gate": "never"}}, *[{"agent": "summarise", "take": "summary"}] * 2]
-    done = await offline.run("quorum", {"question": CATS, "voters": voters})
+    client = offline.swarm.client
+    vote = await client.submit("quorum", {"question": CATS, "voters": voters})
+    done = await client.result(vote, WAIT_MS)
     assert (done["won"], done["voted"], done["cancelled"]) == (True, 2, 1)
+    states = [(await client.outcome(f"{vote.task}~{n}", WAIT_MS)).state for n in (1, 2, 3)]
+    assert states == ["cancelled", "completed", "completed"]
 
 
 async def test_the_offline_model_judges_a_debate(offline: Rig) -> None:
@@ -325,6 +330,13 @@ async def test_a_plan_outlives_its_worker_and_nothing_is_done_twice(tmp_path: Pa
         await until(lambda: sorted(rig.gates.entered) == ["a", "b"])
         rig.gates.gate("b").set()
         await until(lambda: "b2" in rig.gates.entered)
+
+        async def is_suspended() -> bool:
+            payload = json.dumps({"task": handle.task}).encode()
+            answer = await rig.swarm.client._bus.request(subjects.ctl(SWARM, "status"), payload, 5_000)
+            return bool(json.loads(answer)["state"] == "suspended")
+
+        await until(is_suspended)  # it waits without a slot
         await worker.stop()
         for name in names:
             rig.gates.gate(name).set()
