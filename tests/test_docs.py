@@ -250,6 +250,7 @@ def _settings() -> Iterator[tuple[str, str, str]]:
     tables = {f"[{section}]": struct for section, struct in config.SECTIONS.items()}
     tables |= {"[swarm.<name>]": config.SwarmTable, "[hive]": config.HiveTable, "[[agent]]": config.AgentTable}
     tables |= {"[program.<name>]": config.ProgramTable, "[tool.<name>]": config.ToolTable}
+    tables |= {"[mcp.<name>]": config.McpTable}
     tables |= {"[provider.<name>]": config.ProviderTable, '[price."<provider:model>"]': Price}
     tables |= {"[tenant.<name>]": config.BudgetTable}
     for section, struct in tables.items():
