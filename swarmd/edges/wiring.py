@@ -32,6 +32,7 @@ from swarmd.roles.child import ChildSwarm
 from swarmd.roles.delegate import Delegate, DelegatePorts, DelegateSettings
 from swarmd.roles.member import MemberPorts, MemberProcess, MemberSettings
 from swarmd.roles.orchestrator import Orchestrator, OrchestratorPorts
+from swarmd.roles.reading import Reader
 from swarmd.roles.replica import load_state
 from swarmd.roles.worker import NodeOffer, Worker
 from swarmd.roles.writer import LogWriter, sign
@@ -164,10 +165,14 @@ async def _on_reconnect(wire: Wire, act: Callable[[], Awaitable[None]]) -> None:
             await CLOCK.sleep(200)
 
 
-def _told_of_return(writer: LogWriter, log: JetStreamLog) -> Callable[[], Awaitable[None]]:
+def _told_of_return(
+    writer: LogWriter, log: JetStreamLog, reader: Reader | None = None
+) -> Callable[[], Awaitable[None]]:
     """What a member's writer must know when the broker is back."""
 
     async def back() -> None:
+        if reader is not None:
+            reader.forget()
         writer.reconnected(await log.last_seq())
 
     return back
@@ -270,7 +275,7 @@ async def run_worker(
         if options.share_rates is not None:
             options.share_rates(NatsRates(wire.bus, options.swarm, CLOCK), telemetry)
         ports = AttemptPorts(
-            log=log,
+            reader=Reader(log),
             blobs=NatsBlobs(wire.bus, options.swarm),
             bus=wire.bus,
             clock=CLOCK,
@@ -289,7 +294,7 @@ async def run_worker(
         nodes = [NodeOffer(mint(), options.agents, options.capacity, options.labels) for _ in range(options.nodes)]
         settings = MemberSettings(options.swarm, options.name, boot)
         worker = Worker(settings, nodes, ports, heart.bus)
-        drained, back = _Drained(worker, options.drain_ms), _told_of_return(writer, log)
+        drained, back = _Drained(worker, options.drain_ms), _told_of_return(writer, log, ports.reader)
         await live((wire, heart), drained, stop, ready, reconnected=back, serving=worker.joined)
 
 

@@ -12,7 +12,8 @@ from msgspec import Struct
 
 from swarmd.core.events import Failure
 from swarmd.core.model_retry import DEFAULT_LIMITS, RetryLimits
-from swarmd.ports import Blobs, Bus, Clock, Entropy, Log, Meter, Model, Tool
+from swarmd.ports import Blobs, Bus, Clock, Entropy, Meter, Model, Tool
+from swarmd.roles.reading import Reader
 from swarmd.roles.tool_calls import ToolOutcome
 from swarmd.roles.writer import LogWriter
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class AttemptPorts(Struct, frozen=True):
     """What attempts need of their process. `models` and `tools` resolve names; unknown ones raise `Rejected`."""
 
-    log: Log
+    reader: Reader
     blobs: Blobs
     bus: Bus
     clock: Clock

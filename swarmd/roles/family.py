@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Raw
 
-from swarmd.core.codec import Codec
 from swarmd.core.events import Budget, Dropped, Spawned
 from swarmd.core.ids import check_name, child_id
 from swarmd.core.outcomes import outcome_at
@@ -120,5 +119,5 @@ class Family(Journal):
     async def _outcome(self, task: str) -> Outcome:
         place = self._resolved[task]
         assert place is not None
-        (record,) = await self._ports.log.read([place[0]])
-        return outcome_at(Codec().decode(record), task, place)
+        commits = await self._ports.reader.commits([place[0]])
+        return outcome_at(commits[place[0]], task, place)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from msgspec import Raw
 
-from swarmd.core.codec import Codec, Commit, too_deep
+from swarmd.core.codec import Commit, too_deep
 from swarmd.core.commands import INLINE_BYTES_MAX, INPUT_DEPTH_MAX
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import NULL, Awaited, Dropped, Event, Fact, Failure, Sent, Spawned, Stepped, Suspended
@@ -70,10 +70,7 @@ class Journal:
         self._main = asyncio.current_task()
         places = self._start.journal
         if places:
-            codec = Codec()
-            seqs = sorted({seq for seq, _ in places})
-            records = await self._ports.log.read(seqs)
-            commits = {record.seq: codec.decode(record) for record in records}
+            commits = await self._ports.reader.commits(seq for seq, _ in places)
             for seq, index in places:
                 commit = commits[seq]
                 event = commit.events[index] if isinstance(commit, Commit) else None
@@ -90,14 +87,6 @@ class Journal:
 
     async def _value(self, inline: Raw, blob: str) -> Any:
         return msgspec.json.decode(await self._ports.blobs.get(blob) if blob else inline)
-
-    async def _event_at(self, place: Place) -> Event:
-        (record,) = await self._ports.log.read([place[0]])
-        commit = Codec().decode(record)
-        event = commit.events[place[1]] if isinstance(commit, Commit) else None
-        if not isinstance(event, Event):
-            raise Fault("journal_unreadable", f"sequence {place[0]} holds no event at {place[1]}")
-        return event
 
     async def pack(self, value: Any) -> tuple[Raw, str]:
         """A value as inline JSON, or as the hash of a blob when it is large. Raises `AgentFailed` for no JSON."""

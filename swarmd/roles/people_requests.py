@@ -13,7 +13,6 @@ from msgspec import UNSET
 
 from swarmd import json_schema
 from swarmd.core import commands
-from swarmd.core.codec import Codec, Commit
 from swarmd.core.commands import INLINE_BYTES_MAX
 from swarmd.core.errors import Conflict, Fault, Rejected, SwarmdError
 from swarmd.core.events import Awaited, Event, Fact, Paused, Question, Resolved, Signalled, Told, Unpaused
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
 
     from swarmd.core.leader import Leader
     from swarmd.core.state import Place
-    from swarmd.ports import Log, Received
+    from swarmd.ports import Received
+    from swarmd.roles.reading import Reader
 
 INBOX_MAX: Final = 500
 NAME_CHARS_MAX: Final = 200
@@ -42,12 +42,12 @@ class PeopleRequests:
     def __init__(
         self,
         leader: Leader,
-        log: Log,
+        reader: Reader,
         reply: Callable[[str, object], None],
         later: Callable[[str, Coroutine[Any, Any, None]], None],
         ask: Callable[[str], object],
     ) -> None:
-        self._leader, self._log = leader, log
+        self._leader, self._reader = leader, reader
         self._reply, self._later, self._ask = reply, later, ask
 
     def verbs(self) -> dict[str, Callable[[Received], None]]:
@@ -100,19 +100,11 @@ class PeopleRequests:
         return item
 
     async def _question(self, place: Place) -> tuple[Question, str]:
-        event = await self._event_at(place)
+        event = await self._reader.event(place)
         fact = event.data
         if not isinstance(fact, Awaited) or fact.question is UNSET:
             raise Fault("log_unreadable", f"sequence {place[0]} holds no question at {place[1]}")
         return fact.question, event.time
-
-    async def _event_at(self, place: Place) -> Event:
-        (record,) = await self._log.read([place[0]])
-        commit = Codec().decode(record)
-        event = commit.events[place[1]] if isinstance(commit, Commit) else None
-        if not isinstance(event, Event):
-            raise Fault("log_unreadable", f"sequence {place[0]} holds no event at {place[1]}")
-        return event
 
     # --- answering ---
 
@@ -144,7 +136,7 @@ class PeopleRequests:
         place = self._leader.state.closed.get(question)
         if place is None:
             return Rejected("unknown_request", f"there is no open request {question}: `swarmd inbox` lists them")
-        event = await self._event_at(place)
+        event = await self._reader.event(place)
         fact = event.data
         if not isinstance(fact, Resolved):
             return Conflict("closed", f"request {question} is closed: its task ended at {event.time}")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from swarmd.core import commands
-from swarmd.core.codec import Codec
 from swarmd.core.errors import Conflict, Fault, Rejected, SwarmdError
 from swarmd.core.events import Failure
 from swarmd.core.ids import is_plain, uuid7
@@ -19,6 +18,7 @@ from swarmd.core.outcomes import outcome_at
 from swarmd.core.status import swarm_status, task_status
 from swarmd.core.wire import Outcome, Receipt
 from swarmd.roles.people_requests import PeopleRequests
+from swarmd.roles.reading import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -54,7 +54,8 @@ class Requests:
     group: asyncio.TaskGroup
 
     def __init__(self, leader: Leader, log: Log, clock: Clock, entropy: Entropy, changed: Callable[[], None]) -> None:
-        self._leader, self._log, self._clock, self._entropy = leader, log, clock, entropy
+        self._leader, self._clock, self._entropy = leader, clock, entropy
+        self._reader = Reader(log)
         self._changed = changed
         self.replies: list[tuple[str, bytes]] = []
         self._verbs: dict[str, Callable[[Received], None]] = {
@@ -63,7 +64,7 @@ class Requests:
             "status": self._on_status,
             "cancel": self._on_cancel,
             "redrive": self._on_redrive,
-            **PeopleRequests(leader, log, self._reply, self._later, _ResultAsk).verbs(),
+            **PeopleRequests(leader, self._reader, self._reply, self._later, _ResultAsk).verbs(),
         }
 
     def answer(self, ask: object, answer: Receipt | Outcome) -> None:
@@ -92,8 +93,8 @@ class Requests:
 
     async def outcome_at(self, task_id: str, buried: Tombstone) -> Outcome:
         """A verdict of a task that has ended, read back from the log."""
-        (record,) = await self._log.read([buried.verdict[0]])
-        return outcome_at(Codec().decode(record), task_id, buried.verdict, buried.state)
+        commits = await self._reader.commits([buried.verdict[0]])
+        return outcome_at(commits[buried.verdict[0]], task_id, buried.verdict, buried.state)
 
     def _later(self, reply: str, work: Coroutine[Any, Any, None]) -> None:
         """What must wait for the log is done beside the read loop; what is wrong with it is answered."""

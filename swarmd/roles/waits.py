@@ -43,7 +43,7 @@ class Waits(Journal):
         await self._until_resolved([[key]])
         place = self._resolved[key]
         assert place is not None
-        return await self._event_at(place)
+        return await self._ports.reader.event(place)
 
     async def sleep(self, seconds: float) -> None:
         """Go on after `seconds`, counted from the first time that this step was reached; it survives everything."""
@@ -171,7 +171,7 @@ class Waits(Journal):
         places = self._new_instructions()
 
         async def act() -> list[str]:
-            facts = [(await self._event_at(place)).data for place in places]
+            facts = [(await self._ports.reader.event(place)).data for place in places]
             return [fact.text for fact in facts if isinstance(fact, Told)]
 
         texts: list[str] = await self._journaled(key, "told", act)

@@ -12,7 +12,7 @@ import pytest
 from swarmd.adapters.fakes import FakeBlobs, FakeBus, FakeClock, FakeLease, FakeLog
 from swarmd.adapters.system import SystemEntropy
 from swarmd.core import subjects
-from swarmd.core.codec import Codec, Commit
+from swarmd.core.codec import Commit
 from swarmd.core.commits import HORIZON
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Completed, Event, Fact, Failed, MemberJoined, Stepped, Suspended
@@ -23,6 +23,7 @@ from swarmd.edges.client import Client
 from swarmd.roles.attempt import AgentFailed, AttemptPorts, Child
 from swarmd.roles.member import MemberSettings
 from swarmd.roles.orchestrator import Orchestrator, OrchestratorPorts
+from swarmd.roles.reading import Reader
 from swarmd.roles.worker import NodeOffer, Worker
 from swarmd.roles.writer import LogWriter, sign
 from swarmd.sdk import Agent
@@ -127,7 +128,7 @@ def attempt_ports() -> AttemptPorts:
     log, clock, quiet = FakeLog(), FakeClock(), Silent()
     writer = LogWriter(log, sign(subjects.log("s", "worker", "w"), "/s/worker/w", "b", SystemEntropy()), clock, quiet)
     none: Any = quiet
-    return AttemptPorts(log, FakeBlobs(), FakeBus(), clock, SystemEntropy(), writer, none, none, none, quiet)
+    return AttemptPorts(Reader(log), FakeBlobs(), FakeBus(), clock, SystemEntropy(), writer, none, none, none, quiet)
 
 
 @pytest.fixture
@@ -206,7 +207,7 @@ async def laps(count: int = 100) -> int:
 async def recorded(ports: AttemptPorts) -> list[Fact]:
     """What the log holds."""
     last = (await ports.writer.store(Event("end", Suspended(epoch=0, waits=[])))).seq
-    commits = [Codec().decode(record) for record in await ports.log.read(list(range(1, last + 1)))]
+    commits = (await ports.reader.commits(range(1, last + 1))).values()
     assert all(isinstance(commit, Commit) for commit in commits)
     return [event.data for commit in commits for event in commit.events][:-1]  # type: ignore[union-attr]
 
@@ -343,8 +344,7 @@ async def test_a_failure_that_is_no_text_is_told_all_the_same(ports: AttemptPort
 
     fact = await outcome(ports, run)
     await ports.writer.store(Event("t", fact))
-    (record,) = await ports.log.read([1])
-    commit = Codec().decode(record)
+    commit = (await ports.reader.commits([1]))[1]
     assert isinstance(commit, Commit)
     assert [type(getattr(event, "data", None)) for event in commit.events] == [Failed]
 
