@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,12 +17,13 @@ import msgspec
 import pytest
 
 from swarmd.adapters import mcp_session
-from swarmd.adapters.mcp_format import NAME_CHARS_MAX, offered_name
+from swarmd.adapters.mcp_format import NAME_CHARS_MAX, offered_name, text_of
 from swarmd.adapters.mcp_session import McpServerSettings, McpSession
 from swarmd.adapters.mcp_tools import McpServers
 from swarmd.core.errors import Fault, Rejected
 from swarmd.roles.tool_calls import run_tool
 from tests.contract import hostile_mcp
+from tests.contract.scripted_http import Asked, http, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -145,6 +147,15 @@ class TestCalls:
             assert echoed(quick)["arguments"] == {}
             assert isinstance(slow, Fault)
             assert slow.code == "mcp_timeout"
+            await session.call("bad__echo", {})
+            assert session.lives == 1
+
+    async def test_a_call_that_is_cancelled_leaves_the_connection_as_it_was(self) -> None:
+        async with kept(hostile("tools")) as session:
+            await session.listed()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await session.call("bad__hang", {})
             await session.call("bad__echo", {})
             assert session.lives == 1
 
@@ -386,3 +397,77 @@ class TestNames:
             servers.expand(name)
         assert rejected.value.code == "unknown_tool"
         assert hint in rejected.value.message
+
+
+class TestHttp:
+    @needs_node_servers
+    async def test_the_older_protocol(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        server = await asyncio.create_subprocess_exec(
+            f"{NODE}/.bin/mcp-server-everything",
+            "streamableHttp",
+            env={**os.environ, "PORT": str(port)},
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            async with kept(McpServerSettings("all", url=f"http://127.0.0.1:{port}/mcp")) as session:
+                result = await answered(session, "all__echo", {"message": "hi"})
+                assert text_of(result) == "Echo: hi"
+                assert session.lives == 1
+                server.kill()
+                await server.wait()
+                with pytest.raises(Fault) as fault:
+                    await session.call("all__echo", {"message": "hi"})
+                assert fault.value.code in ("mcp_lost", "mcp_unavailable", "mcp_error")
+                with pytest.raises(Fault):
+                    await session.call("all__echo", {"message": "hi"})
+        finally:
+            if server.returncode is None:
+                server.kill()
+            await server.wait()
+
+    async def test_headers_go_along_and_long_answers_fail_alone(self) -> None:
+        seen: list[str] = []
+
+        def play(asked: Asked) -> bytes:
+            message = asked.json()
+            seen.append(asked.headers.get("authorization", ""))
+            found: dict[str, Any]
+            if message["method"] == "server/discover":
+                found = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}, **hostile_mcp.MODERN}
+            elif message["method"] == "tools/list":
+                found = {"tools": [hostile_mcp.tool("big"), hostile_mcp.tool("small")], **hostile_mcp.MODERN}
+            else:
+                size = 5 * hostile_mcp.MIB if message["params"]["name"] == "big" else 10
+                found = {"content": [{"type": "text", "text": "x" * size}], "resultType": "complete"}
+            return http({"jsonrpc": "2.0", "id": message["id"], "result": found})
+
+        async with serving(play) as server:
+            settings = McpServerSettings("web", url=f"{server.url}/mcp", headers={"Authorization": "Bearer key-1"})
+            async with kept(settings) as session:
+                with pytest.raises(Fault, match="ask for less"):
+                    await session.call("web__big", {})
+                assert text_of(await session.call("web__small", {})) == "x" * 10
+                assert session.lives == 1
+        assert set(seen) == {"Bearer key-1"}
+
+    @pytest.mark.parametrize("answer", [None, b"HTTP/1.1 500 No\r\n\r\n", http("<html>", kind="text/html"), b"garbage"])
+    async def test_what_is_no_server_is_a_fault(self, answer: bytes | None) -> None:
+        async with asyncio.timeout(20), serving(answer) as server:
+            settings = McpServerSettings("web", url=f"{server.url}/mcp", connect_timeout_s=SHORT_S)
+            with pytest.raises(Fault) as fault:
+                await McpSession(settings).look()
+        assert fault.value.code == "mcp_unavailable"
+
+
+async def answered(session: McpSession, tool: str, arguments: dict[str, Any]) -> Any:
+    """The answer once the server is there."""
+    while True:
+        try:
+            return await session.call(tool, arguments)
+        except Fault as fault:
+            if fault.code != "mcp_unavailable":
+                raise
+            await asyncio.sleep((fault.retry_after_ms or 1) / 1000)
