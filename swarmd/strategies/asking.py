@@ -16,6 +16,7 @@ from msgspec import UNSET, Struct, UnsetType
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Failure
 from swarmd.core.ids import check_name
+from swarmd.core.tool_text import fit, untrusted
 from swarmd.core.turns import ModelRequest, Turn
 from swarmd.core.wire import Outcome
 from swarmd.strategies.templates import as_text, fill, references, shown, take
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: How often an answer that cannot be used goes back with its error.
 REPAIRS_MAX: Final = 2
+#: How much of a result a model is shown at once.
+QUOTED_BYTES_MAX: Final = 200_000
 #: How many braces of a text are tried as the beginning of an object.
 OPENINGS_MAX: Final = 100
 
@@ -85,6 +88,11 @@ def agent_call(given: AnyCall, role: str, names: Collection[str]) -> Call:
 def input_for(call: Call, values: Mapping[str, Any], default: Any) -> Any:
     """What the agent is given: its template with `values`, or `default` without a template."""
     return default if isinstance(call.input, UnsetType) else fill(call.input, values)
+
+
+def quoted(what: str, text: str) -> str:
+    """What others have said, as a model gets to see it: bounded, and marked as data that gives no orders."""
+    return untrusted(what, fit(text, QUOTED_BYTES_MAX)[0])
 
 
 def failure_of(result: Any) -> str:

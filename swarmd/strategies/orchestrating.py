@@ -14,7 +14,7 @@ from msgspec import Meta, Struct, field
 
 from swarmd.core.errors import Rejected
 from swarmd.sdk import agent
-from swarmd.strategies.asking import AnyCall, Call, Prompt, ask_for, call_of, read
+from swarmd.strategies.asking import AnyCall, Call, Prompt, ask_for, call_of, quoted, read
 from swarmd.strategies.order import begun, output_of, revised
 from swarmd.strategies.plan import GIVEN, Plan, PlanLimits, check_plan, read_plan
 from swarmd.strategies.running import Running, advance, stop
@@ -162,8 +162,9 @@ def _planning(job: Job, progress: Progress | None = None, trouble: str = "") -> 
     over = {*progress.values, *progress.failed}
     running = [name for name in progress.tasks if name in progress.started and name not in over]
     values |= {"trouble": trouble, "plan": msgspec.to_builtins(progress.plan), "values": done, "running": running}
-    text += ["", f"What went wrong: {trouble}", "The plan so far:", as_text(values["plan"])]
-    text += ["Results so far (values):", *(f"- {name}: {value}" for name, value in done.items())]
+    results = "\n".join(f"- {name}: {value}" for name, value in done.items())
+    text += ["", "What went wrong:", quoted("trouble", trouble), "The plan so far:", as_text(values["plan"])]
+    text += ["Results so far (`values`):", quoted("results", results or "none")]
     text.append(f"Still running: {', '.join(running) or 'nothing'}")
     return Prompt({"instructions": PLANNING + REPLANNING, **values}, PLANNING + REPLANNING, "\n".join(text))
 
@@ -180,6 +181,6 @@ async def _refused(ctx: Context, job: Job, result: Any) -> str:
             raise Rejected("bad_check", f'{error}; the answer is {{"ok": true or false, "problems": "…"}}') from None
 
     values = {"instructions": VERIFYING, "goal": job.goal, "result": result}
-    text = f"Goal: {as_text(job.goal)}\n\nResult:\n{as_text(result)}"
+    text = f"Goal: {as_text(job.goal)}\n\nResult:\n{quoted('result', as_text(result))}"
     found = await ask_for(ctx, call_of(job.verifier), Prompt(values, VERIFYING, text), "verifier", checked)
     return "" if found.ok else f"the verifier refuses the result: {found.problems or 'it does not say why'}"
