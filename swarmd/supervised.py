@@ -32,6 +32,7 @@ WORDS_BYTES: Final = 4096
 
 # Ask the kernel for a signal when the parent dies, then become the server under the same pid. A parent that died before
 # the request was made is noticed by comparing its pid. (`preexec_fn` would run Python between fork and exec.)
+# Some event loops leave copies of the pipes open in a child, which would then never see or show that one was closed.
 _LAUNCHER: Final = """
 import ctypes, os, sys
 parent, ending, argv = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
@@ -39,6 +40,7 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, ending)
 if os.getppid() != parent:
     sys.exit(1)
+os.closerange(3, 65536)
 os.execv(argv[0], argv)
 """
 

@@ -321,37 +321,44 @@ async def test_a_program_gets_the_variables_it_was_promised_and_its_directory(
     assert folder == str(tmp_path)  # which pytest has resolved
 
 
+async def test_a_program_inherits_its_three_streams_and_no_more() -> None:
+    if sys.platform != "linux":
+        pytest.skip("needs /proc")
+    listed = await run("fds = os.listdir('/proc/self/fd'); say(op='done', output=sorted(fds))")
+    assert listed[:3] == ["0", "1", "2"]
+    assert len(listed) == 4  # and the directory that is being read
+
+
 # --- what goes wrong -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("body", "code", "words"),
-    [
-        ('print("hello", flush=True); time.sleep(60)', "program_garbage", "line 1 of the program's stdout"),
-        ('say(op="fly"); time.sleep(60)', "program_garbage", "fly"),
-        ('say(op="done", output=1, extra=2); time.sleep(60)', "program_garbage", "extra"),
-        ('os.write(1, b"\\xff\\xfe\\x00\\n"); time.sleep(60)', "program_garbage", "stdout"),
-        ('os.write(1, b"[" * 2000 + b"\\n"); time.sleep(60)', "program_garbage", "stdout"),
-        ('os.write(1, b\'{"op":"done","output":"\\\\ud800"}\\n\')', "program_garbage", "stdout"),
-        ('say(op="step", id=0, name="x"); time.sleep(60)', "program_garbage", "$.id"),
-        ('say(op="result", id=7, value=1); time.sleep(60)', "program_protocol", "7"),
-        ('say(op="step", id=1, name="x"); hear(); say(op="result", id=1)', "program_protocol", "either"),
-        ('[say(op="step", id=1, name="x") for _ in "ab"]; time.sleep(60)', "program_protocol", "under way already"),
-        ('[say(op="step", id=n, name="x") for n in range(1, 300)]; time.sleep(60)', "program_protocol", "256"),
-        ('os.write(1, b"x" * 100000); time.sleep(60)', "program_line_too_long", "2048"),
-        ('say(op="done", output="x" * 100000); time.sleep(60)', "program_line_too_long", "2048"),
-        ("sys.exit(3)", "program_exited", "code 3"),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "program_exited", "SIGSEGV"),
-        ('print("a\\x1b[31mbc", file=sys.stderr); sys.exit(0)', "program_exited", "its last words: a[31mbc"),
-        ("os.write(1, b'{\"op\":'); sys.exit(0)", "program_exited", "in the middle of a line (6 bytes of it)"),
-        ("os.close(1); time.sleep(60)", "program_exited", "closed its stdout"),
-        ("raise ValueError('no such luck')", "program_exited", "ValueError: no such luck"),
-        ("time.sleep(60)", "program_start_slow", "400 ms"),
-        ('say(op="ready"); time.sleep(60)', "program_silent", "400 ms"),
-        ('say(op="step", id=1, name="x"); hear(); time.sleep(60)', "program_silent", "its turn"),
-    ],
-)
-async def test_each_way_to_go_wrong_has_one_clear_failure(body: str, code: str, words: str) -> None:
+WAYS = [
+    ('print("hello", flush=True); time.sleep(60)', "program_garbage", "line 1 of the program's stdout"),
+    ('say(op="fly"); time.sleep(60)', "program_garbage", "fly"),
+    ('say(op="done", output=1, extra=2); time.sleep(60)', "program_garbage", "extra"),
+    ('os.write(1, b"\\xff\\xfe\\x00\\n"); time.sleep(60)', "program_garbage", "stdout"),
+    ('os.write(1, b"[" * 2000 + b"\\n"); time.sleep(60)', "program_garbage", "stdout"),
+    ('os.write(1, b\'{"op":"done","output":"\\\\ud800"}\\n\')', "program_garbage", "stdout"),
+    ('say(op="step", id=0, name="x"); time.sleep(60)', "program_garbage", "$.id"),
+    ('say(op="result", id=7, value=1); time.sleep(60)', "program_protocol", "7"),
+    ('say(op="step", id=1, name="x"); hear(); say(op="result", id=1)', "program_protocol", "either"),
+    ('[say(op="step", id=1, name="x") for _ in "ab"]; time.sleep(60)', "program_protocol", "under way already"),
+    ('[say(op="step", id=n, name="x") for n in range(1, 300)]; time.sleep(60)', "program_protocol", "256"),
+    ('os.write(1, b"x" * 100000); time.sleep(60)', "program_line_too_long", "2048"),
+    ('say(op="done", output="x" * 100000); time.sleep(60)', "program_line_too_long", "2048"),
+    ("sys.exit(3)", "program_exited", "code 3"),
+    ("os.kill(os.getpid(), signal.SIGSEGV)", "program_exited", "SIGSEGV"),
+    ('print("a\\x1b[31mbc", file=sys.stderr); sys.exit(0)', "program_exited", "its last words: a[31mbc"),
+    ("os.write(1, b'{\"op\":'); sys.exit(0)", "program_exited", "in the middle of a line (6 bytes of it)"),
+    ("os.close(1); time.sleep(60)", "program_exited", "closed its stdout"),
+    ("raise ValueError('no such luck')", "program_exited", "ValueError: no such luck"),
+    ("time.sleep(60)", "program_start_slow", "400 ms"),
+    ('say(op="ready"); time.sleep(60)', "program_silent", "400 ms"),
+    ('say(op="step", id=1, name="x"); hear(); time.sleep(60)', "program_silent", "its turn"),
+]
+
+
+async def goes_wrong(body: str, code: str, words: str) -> None:
     limits = {"stop_timeout_ms": 200, "line_bytes_max": 2_048}
     if code == "program_start_slow":
         limits["start_timeout_ms"] = 400
@@ -362,6 +369,26 @@ async def test_each_way_to_go_wrong_has_one_clear_failure(body: str, code: str, 
     assert words in error.message
     assert len(error.message) < 2_000
     assert isinstance(error, Rejected) == (code in ("program_garbage", "program_protocol", "program_line_too_long"))
+
+
+@pytest.mark.parametrize(("body", "code", "words"), WAYS)
+async def test_each_way_to_go_wrong_has_one_clear_failure(body: str, code: str, words: str) -> None:
+    await goes_wrong(body, code, words)
+
+
+def test_it_is_all_the_same_on_uvloop() -> None:
+    """The loops differ in how they tell of pipes and processes; roles run on uvloop where it is installed."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def everything() -> None:
+        journal: dict[str, Any] = {}
+        for expected in ([1, 2, 3, 4], []):
+            assert (await run(STEPS, ctx=FakeContext(journal)))[0] == expected
+        for way in WAYS:
+            await goes_wrong(*way)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(everything())
 
 
 async def test_a_program_that_waits_for_an_answer_is_not_silent() -> None:
