@@ -212,8 +212,6 @@ class Start(Struct, omit_defaults=True, tag_field="op", tag="start"):
     resolved: dict[str, Place] = field(default_factory=dict)
     told: list[Place] = field(default_factory=list)
     version: str = "1"
-    granted_tokens: int = 0
-    granted_steps: int = 0
 
 
 class Stop(Struct, tag_field="op", tag="stop"):

@@ -99,6 +99,7 @@ def _worker(args: argparse.Namespace, settings: Settings, swarm: str, name: str)
         default_model=settings.model.name,
         fallbacks=settings.model.fallbacks,
         retries=settings.model.retries,
+        prices=settings.price,
         share_rates=models.share,
         memory=settings.memory.name,
         drain_ms=crew.drain_ms,

@@ -25,6 +25,7 @@ from swarmd.core.errors import Fault
 from swarmd.core.ids import uuid7
 from swarmd.core.model_retry import RetryLimits
 from swarmd.core.office import LeaderSettings
+from swarmd.core.prices import Price
 from swarmd.core.wire import StoreHealth
 from swarmd.ports import Meter, Model, RateLedger, Tool
 from swarmd.roles.attempt import AttemptPorts
@@ -253,6 +254,7 @@ class WorkerOptions(Struct, frozen=True):
     default_model: str = "offline:extractive"
     fallbacks: tuple[str, ...] = ()
     retries: int = RetryLimits().retries
+    prices: Mapping[str, Price] = {}
     share_rates: Callable[[RateLedger, Meter], None] | None = None
     memory: str = "shared"
     drain_ms: int = 20_000
@@ -290,6 +292,7 @@ async def run_worker(
             default_model=options.default_model,
             fallbacks=options.fallbacks,
             retry_limits=RetryLimits(options.retries),
+            prices=options.prices,
         )
         nodes = [NodeOffer(mint(), options.agents, options.capacity, options.labels) for _ in range(options.nodes)]
         settings = MemberSettings(options.swarm, options.name, boot)

@@ -5,13 +5,14 @@ Must not know a journal or what an agent may call.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
 from swarmd.core.events import Failure
 from swarmd.core.model_retry import DEFAULT_LIMITS, RetryLimits
+from swarmd.core.prices import Price
 from swarmd.ports import Blobs, Bus, Clock, Entropy, Meter, Model, Tool
 from swarmd.roles.reading import Reader
 from swarmd.roles.tool_calls import ToolOutcome
@@ -39,6 +40,7 @@ class AttemptPorts(Struct, frozen=True):
     default_model: str = "offline:extractive"
     fallbacks: tuple[str, ...] = ()
     retry_limits: RetryLimits = DEFAULT_LIMITS
+    prices: Mapping[str, Price] = {}
 
 
 class AgentFailed(Exception):

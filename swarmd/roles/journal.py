@@ -20,13 +20,15 @@ from swarmd.core.codec import Commit, too_deep
 from swarmd.core.commands import INLINE_BYTES_MAX, INPUT_DEPTH_MAX
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import NULL, Awaited, Dropped, Event, Fact, Failure, Sent, Spawned, Stepped, Suspended
+from swarmd.roles.allowance import ONE_STEP, Allowance
 from swarmd.roles.attempt import AgentFailed, AttemptPorts, SuspendAttempt
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
 
+    from swarmd.core.events import Spending
     from swarmd.core.state import Place
-    from swarmd.core.wire import Start
+    from swarmd.core.wire import Grant, Start
 
 #: How long a wait keeps its slot before it gives it back and goes on suspended.
 GRACE_MS: Final = 250
@@ -61,7 +63,7 @@ class Journal:
         self._changed = asyncio.Event()  # something is resolved, a step has ended, or the attempt is over
         self._over = self._suspending = self._pause_wanted = False
         self._groups: list[list[str]] = []
-        self._tokens_left, self._steps_left = start.granted_tokens, start.granted_steps
+        self._allowance = Allowance(start, ports.writer, ports.clock)
 
     # --- reading ---
 
@@ -134,7 +136,7 @@ class Journal:
         if self._unread and not self._branched:
             self._mismatch(f"{kind} {key!r}")
         await self._gate()
-        self._spend_step()
+        await self._afford(key, ONE_STEP)
         return None
 
     def _mismatch(self, found: str) -> None:
@@ -163,17 +165,17 @@ class Journal:
         finally:
             _WITHIN.set(within)
             self._in_flight.discard(key)
+            self._allowance.drop(key)
             self._changed.set()
 
     async def _record(self, fact: Fact) -> None:
         self._check_open()  # while the step acted, the agent's function may have ended
+        self._allowance.bill(fact)
         await self._ports.writer.store(Event(self.task, fact))
 
-    def _spend_step(self) -> None:
-        if self._steps_left < 0:
-            raise AgentFailed("budget_exhausted", "no steps are left in this task's budget", retryable=False)
-        if self._steps_left:
-            self._steps_left = self._steps_left - 1 or -1
+    async def _afford(self, key: str, need: Spending) -> None:
+        """Hold back what the step may cost; while others hold what it needs, it has not begun."""
+        await self._allowance.afford(key, need, self._until)
 
     async def _journaled(self, key: str, kind: str, act: Callable[[], Awaitable[Any]], tokens: Any = None) -> Any:
         """The recorded result under `key`, or `act`'s, recorded. Live and replayed results are equal JSON."""
@@ -251,6 +253,15 @@ class Journal:
         """The leader says that there is an instruction at `place`."""
         if place not in self._instructions:
             self._instructions.append(place)
+
+    def grant(self, item: Grant) -> None:
+        """The leader answers a wish for more."""
+        self._allowance.hear(item)
+        self._changed.set()
+
+    def ran_ms(self) -> int:
+        """How long the attempt ran since its last report."""
+        return self._allowance.ran_ms()
 
     def pause(self) -> None:
         """The leader says that the task shall go no further than the steps in flight."""

@@ -21,6 +21,7 @@ from swarmd.core.link import Receiver, read_dispatch
 from swarmd.core.wire import (
     Beat,
     ChildDone,
+    Grant,
     Heartbeat,
     Instruct,
     Pause,
@@ -106,7 +107,7 @@ class MemberProcess:
     def child_done(self, item: ChildDone) -> None:
         """A child of a running attempt has its verdict."""
 
-    def tell(self, item: WaitDone | Instruct | Pause) -> None:
+    def tell(self, item: WaitDone | Instruct | Pause | Grant) -> None:
         """Something for a running attempt."""
 
     # --- life ---
@@ -200,7 +201,7 @@ class MemberProcess:
                     self.stop((task, epoch))
                 case ChildDone():
                     self.child_done(item)
-                case WaitDone() | Instruct() | Pause():
+                case WaitDone() | Instruct() | Pause() | Grant():
                     self.tell(item)
                 case Report():
                     self._list_wanted.set()

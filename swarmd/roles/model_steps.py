@@ -17,7 +17,7 @@ from swarmd.core.errors import Fault, Rejected, SwarmdError
 from swarmd.core.events import Failure, Stepped
 from swarmd.core.model_retry import JITTER_BITS, model_order, next_delay, try_elsewhere
 from swarmd.core.turns import ModelReply, ModelRequest, Turn
-from swarmd.roles.attempt import AgentFailed
+from swarmd.roles.allowance import ONE_STEP, call_cost
 from swarmd.roles.waits import Waits, awaited
 from swarmd.structured import Structured, complete_structured
 
@@ -125,6 +125,7 @@ class ModelSteps(Waits):
         if isinstance(recorded, Stepped):
             return msgspec.convert(await self._value(recorded.result, recorded.result_blob), ModelReply)
         while True:
+            await self._afford(key, call_cost(order[chosen], request, self._ports.prices))
             started = self._ports.clock.now_ms()
             with self._acting(key):
                 try:
@@ -156,6 +157,7 @@ class ModelSteps(Waits):
         return Tried(model, 0, elsewhere=True) if more and try_elsewhere(error) else None
 
     async def _note_try(self, key: str, tried: Tried, error: Fault | Rejected, started_ms: int) -> None:
+        await self._afford(key, ONE_STEP)
         step = Stepped(epoch=self.epoch, key=key, kind="model_error", failure=Failure(error.code, error.message[:2000]))
         step.result = Raw(msgspec.json.encode(tried))
         step.duration_ms = self._ports.clock.now_ms() - started_ms
@@ -167,9 +169,8 @@ class ModelSteps(Waits):
             epoch=self.epoch, key=key, kind="model", result=inline, result_blob=blob, tokens=tokens_of(reply)
         )
         step.duration_ms = self._ports.clock.now_ms() - started_ms
+        step.cost_microusd = reply.usage.cost_microusd or 0
         await self._record(step)
-        if self._tokens_left:
-            self._tokens_left = max(0, self._tokens_left - step.tokens) or -1
         self._ports.meter.count("swarmd_steps_total", "model")
         self._ports.meter.observe("swarmd_step_seconds", step.duration_ms / 1000, "model")
         return reply
@@ -183,8 +184,6 @@ class ModelSteps(Waits):
 
     async def _call(self, name: str, request: ModelRequest, stream: bool) -> ModelReply:
         """One call of one model, counted."""
-        if self._tokens_left < 0:
-            raise AgentFailed("budget_exhausted", "no tokens are left in this task's budget", retryable=False)
         model, meter = self._ports.models(name), self._ports.meter
         try:
             reply = await (self._streamed(model, request) if stream else model.complete(request))

@@ -13,6 +13,7 @@ from msgspec import Raw
 
 from swarmd.core.events import Stepped
 from swarmd.core.tool_text import untrusted
+from swarmd.roles.allowance import ONE_STEP
 from swarmd.roles.attempt import TimedOut
 from swarmd.roles.model_steps import ModelSteps
 
@@ -71,6 +72,7 @@ class ToolSteps(ModelSteps):
 
     async def _perform(self, key: str, tool: Tool, arguments: dict[str, Any], begun: str, once: bool) -> str:
         if once:
+            await self._afford(begun, ONE_STEP)
             note = Raw(msgspec.json.encode({"tool": tool.spec.name, "arguments": arguments}))
             await self._record(Stepped(epoch=self.epoch, key=begun, kind="tool_begun", result=note))
         outcome = await self._ports.run_tool(tool, arguments, f"{self.task}/{key}")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from swarmd.core.errors import Fault, Rejected
-from swarmd.core.events import Completed, Fact, MemberJoined, Returned
+from swarmd.core.events import Completed, Fact, Failed, MemberJoined, Returned, Spending, Suspended
 from swarmd.core.ids import node_member
 from swarmd.core.state import FIRST_VERSION
-from swarmd.core.wire import Instruct, Pause, WaitDone
+from swarmd.core.wire import Grant, Instruct, Pause, WaitDone
 from swarmd.roles.attempt import AgentFailed, AttemptPorts
 from swarmd.roles.context import Context
 from swarmd.roles.member import MemberPorts, MemberProcess, MemberSettings, failed
@@ -73,7 +73,7 @@ class Worker(MemberProcess):
         if context is not None:
             context.resolve(item.child, item.place)
 
-    def tell(self, item: WaitDone | Instruct | Pause) -> None:
+    def tell(self, item: WaitDone | Instruct | Pause | Grant) -> None:
         """Tell the attempt that it is for."""
         context = self._contexts.get(item.task)
         match item:
@@ -85,9 +85,11 @@ class Worker(MemberProcess):
                 context.instruct(place)
             case Pause():
                 context.pause()
+            case Grant():
+                context.grant(item)
 
     async def outcome(self, start: Start) -> Fact:
-        """The report on this attempt, whatever its agent does."""
+        """The report on this attempt, whatever its agent does, with the time that no step has reported."""
         node = self._nodes.get(start.member)
         agent = node.agents.get(start.agent) if node else None
         if agent is None:
@@ -96,6 +98,11 @@ class Worker(MemberProcess):
             return failed(start, "no_version", f"this worker has no version {start.version} of {start.agent!r}", True)
         context = Context(start, self._ports, agent.migrates.get(start.version))
         self._contexts[start.task] = context
+        fact = await self._run(start, agent, context)
+        fact.spent = Spending(wall_ms=context.ran_ms())
+        return fact
+
+    async def _run(self, start: Start, agent: Agent, context: Context) -> Completed | Failed | Suspended:
         try:
             wanted = await context.load()
             try:
@@ -121,7 +128,7 @@ class Worker(MemberProcess):
                 self.replayed_model_calls += context.replayed_model_calls
 
     @staticmethod
-    def _ending(start: Start, error: BaseException) -> Fact:
+    def _ending(start: Start, error: BaseException) -> Failed:
         """The report on an attempt whose agent raised `error`, alone or out of a TaskGroup of its own."""
         error = next(_leaves(error))
         if isinstance(error, AgentFailed):
