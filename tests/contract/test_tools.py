@@ -426,6 +426,8 @@ class TestFetch:
         assert answers == []
 
     async def test_a_drip_of_bytes_costs_no_more_than_the_timeout(self) -> None:
+        hung_up = asyncio.Event()
+
         async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n")
             try:
@@ -434,11 +436,13 @@ class TestFetch:
                     await writer.drain()
                     await asyncio.sleep(0.01)
             except ConnectionError:
-                writer.close()
+                writer.transport.abort()
+                hung_up.set()
 
         async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
             host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
             outcome = await run_tool(FetchUrl([host], timeout_ms=300), {"url": f"http://{host}/"})
+            await asyncio.wait_for(hung_up.wait(), 20)
         assert outcome.error.startswith("tool_timeout")
 
     async def test_an_exception_is_for_its_exact_host_and_port(self) -> None:
