@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from swarmd.core.errors import Rejected
+from swarmd.core.ids import check_name
 from swarmd.sdk import agent
 from swarmd.strategies.asking import AnyCall, Call, Prompt, ask_for, call_of, quoted, read
 from swarmd.strategies.order import begun, output_of, revised
@@ -75,11 +76,13 @@ async def orchestrator_workers(ctx: Context, wanted: Any) -> dict[str, Any]:
 
     `verified` is null without a verifier, `tasks` are the ids of the children, `failed` tells why tasks failed that
     the result could do without. Raises `Rejected`: `bad_input`, `bad_plan`, `bad_answer`, `task_failed`,
-    `not_verified`.
+    `bad_output`, `not_verified`.
     """
     job = read(Job, wanted, EXAMPLE)
     if not job.agents:
         raise Rejected("bad_input", f"agents is empty: name those that a plan may use; an example: {EXAMPLE}")
+    for name in job.agents:
+        check_name("agent", name)
     run = Running(begun(await _first_plan(ctx, job), {GIVEN: job.goal}), job.parallel)
     failures: dict[str, str] = {}
     replans = rounds = 0
@@ -91,7 +94,7 @@ async def orchestrator_workers(ctx: Context, wanted: Any) -> dict[str, Any]:
             try:
                 result = output_of(run.progress)
             except Rejected as error:
-                trouble = f"the plan's output cannot be made: {error.message}"
+                code, trouble = "bad_output", f"the plan's output cannot be made: {error.message}"
             trouble = trouble or await _refused(ctx, job, result)
             if not trouble:
                 tasks = {name: child.task for name, child in run.children.items()}

@@ -235,6 +235,8 @@ async def test_an_agent_plans() -> None:
         ({**JOB, "plan": "first a, then b"}, "bad_plan", "first a, then b"),
         ({"goal": 1, "agents": []}, "bad_input", "agents is empty"),
         ({"agents": ["a"]}, "bad_input", "missing required field `goal`"),
+        ({"goal": 1, "agents": ["a b"]}, "bad_name", "agent 'a b' must be"),
+        ({**JOB, "plan": {**CHAIN, "output": {"from": "c", "take": "x"}}}, "bad_output", "there is no 'x'"),
         ({**JOB, "parallel": 0}, "bad_input", r"\$.parallel"),
     ],
 )
