@@ -107,9 +107,11 @@ def test_a_used_port_is_named(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        broker = swarmd("up", "--data", str(tmp_path / "a"), "--port", port, "--metrics-port", "0")
+        free = ("--metrics-port", "0")
+        broker = swarmd("up", "--data", str(tmp_path / "a"), "--port", port, *free, "--web-port", "0")
         pages = swarmd("up", "--data", str(tmp_path / "b"), "--port", "0", "--metrics-port", port)
-    for done in (broker, pages):
+        people = swarmd("up", "--data", str(tmp_path / "c"), "--port", "0", *free, "--web-port", port)
+    for done in (broker, pages, people):
         assert done.code == 3
         assert "(port_in_use)" in done.err
         assert port in done.err
@@ -126,7 +128,7 @@ def test_agents_that_cannot_be_loaded_are_an_error_at_the_start(tmp_path: Path) 
     assert "(bad_agents)" in done.err
 
 
-@pytest.mark.parametrize("part", ["worker-main-1", "orchestrator-main-1", "observer-main", "nats"])
+@pytest.mark.parametrize("part", ["worker-main-1", "orchestrator-main-1", "observer-main", "web", "nats"])
 def test_a_killed_part_is_replaced_and_work_goes_on(up: RunningUp, part: str) -> None:
     before = up.pid(part)
     os.kill(before, signal.SIGKILL)

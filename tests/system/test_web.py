@@ -276,6 +276,19 @@ def test_the_token_is_made_once_in_a_private_file(tmp_path: Path) -> None:
         token.read_token(tmp_path)
 
 
+def test_without_its_library_up_says_so_and_goes_on(monkeypatch: Any) -> None:
+    import importlib.util
+
+    from swarmd.config import Settings
+    from swarmd.edges.plan import parts_of
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "aiohttp" else real(name))
+    parts, without = parts_of(Settings())
+    assert "web" not in {part.role for part in parts}
+    assert "pip install 'swarmd[web]'" in without["web"]
+
+
 async def test_a_port_that_is_taken_is_said_to_be_taken(page: Page, tmp_path: Path) -> None:
     from swarmd.adapters.nats_connect import NatsSettings
 

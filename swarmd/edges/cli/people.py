@@ -32,7 +32,7 @@ def add(commands: flags.Commands) -> None:
     show.add_argument("id", metavar="ID", help=_ID)
     _add_answer(inbox)
     inbox.add("url", _url, "print the address that signs in to the page of `up`", "swarmd inbox url --data ./data")
-    tell = commands.add("tell", _tell, "give a running agent an instruction", 'swarmd tell 0198c2-… "in French"')
+    tell = commands.add("tell", _tell, "give a running agent an instruction", "swarmd tell 0198c2-… briefer")
     tell.add_argument("task", metavar="TASK")
     tell.add_argument("text", metavar="TEXT")
     _add_by(tell)

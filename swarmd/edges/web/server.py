@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -220,7 +221,7 @@ async def serving(pages: Pages, host: str, port: int, more_hosts: Sequence[str] 
         try:
             await site.start()
         except OSError as error:
-            why = error.strerror or str(error)
+            why = os.strerror(error.errno) if error.errno else str(error)
             raise Rejected(
                 "port_in_use",
                 f"cannot serve the page on {host}:{port} ({why}): choose another port with [web] port or --web-port, "
