@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
 from swarmd.core.errors import Rejected
 
@@ -24,6 +24,9 @@ SECRET_CHARS_MIN = 6
 """Shorter values would blank out ordinary words."""
 
 Format = Literal["text", "json"]
+
+#: Libraries that tell of each request at level info, addresses and session ids included.
+CHATTY: Final = ("httpx", "httpx2", "mcp")
 
 
 def configure_logs(
@@ -55,6 +58,8 @@ def configure_logs(
     writer.swarmd = True  # type: ignore[attr-defined]  # so that only ours is replaced
     root.addHandler(writer)
     root.setLevel(number)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(number if number == logging.DEBUG else max(number, logging.WARNING))
     logging.captureWarnings(True)
 
 

@@ -63,6 +63,14 @@ def test_a_secret_is_hidden_wherever_it_comes_from(format: str, stream: io.Strin
     assert "abrupt" in stream.getvalue()
 
 
+def test_libraries_do_not_tell_of_each_request(stream: io.StringIO) -> None:
+    configure_logs("text", "info", stream=stream)
+    logging.getLogger("httpx2").info("GET https://example.com/?key=secret")
+    logging.getLogger("httpx2").warning("odd")
+    assert "secret" not in stream.getvalue()
+    assert "odd" in stream.getvalue()
+
+
 def test_a_second_call_replaces_the_first(stream: io.StringIO) -> None:
     configure_logs("text", "info", stream=io.StringIO())
     configure_logs("text", "info", stream=stream)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import re
+import shutil
 import sys
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,7 +24,6 @@ from tests.system.ups import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from mcp import Client
 
@@ -229,6 +231,23 @@ async def test_a_worker_whose_server_is_not_there_says_which(tmp_path: Path) -> 
     done = await asyncio.to_thread(swarmd, "config", "check", str(file))
     assert done.code == 3
     assert "mcp.gone: there is no program 'no-such-program'" in done.err
+
+
+async def test_the_document_shows_what_works(tmp_path: Path) -> None:
+    from tests.system.ups import swarmd
+
+    page = (ROOT / "docs" / "how-to" / "mcp.md").read_text()
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "swarm.toml").write_text(text)
+    path = f"{Path(sys.executable).parent}:{PLAIN['PATH']}"
+    if shutil.which("mcp-server-time", path=path) is None:
+        pytest.skip("needs mcp-server-time: pip install 'swarmd[test]'")
+    check = ("config", "check", str(tmp_path / "swarm.toml"))
+    refused = await asyncio.to_thread(swarmd, *check, environ={"PATH": path})
+    assert "TRACKER_AUTHORIZATION for Authorization is not set" in refused.err
+    done = await asyncio.to_thread(swarmd, *check, environ={"PATH": path, "TRACKER_AUTHORIZATION": "Bearer x"})
+    assert (done.code, done.err) == (0, "")
+    assert "secretary" in done.out
 
 
 assert SWARM == "main", "the commands above talk to the swarm that they talk to by default"
