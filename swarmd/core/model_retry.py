@@ -23,7 +23,7 @@ Millis = Annotated[int, Meta(ge=1)]
 #: What another model may do better though another try of the same one will not: its endpoint, key or size is at fault.
 _ELSEWHERE: Final = frozenset(
     {"unauthorized", "forbidden", "model_not_found", "insufficient_quota", "context_too_long", "content_filtered"}
-    | {"output_cut", "request_over_limit"}
+    | {"output_cut", "request_over_limit", "tools_unsupported"}
 )
 
 

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swarmd import config
 from swarmd.adapters.chat_format import decode_body, error_text, parse_answer
 from swarmd.adapters.extractive_model import MODEL_NAME, NOTHING_ANSWERS, ExtractiveModel
 from swarmd.adapters.models import ModelSettings, open_model
@@ -25,6 +26,8 @@ from swarmd.adapters.openai_model import OpenAIModel
 from swarmd.core.errors import Fault, Rejected, SwarmdError
 from swarmd.core.model_profile import PROFILES, Profile
 from swarmd.core.turns import ModelReply, ModelRequest, ToolCall, ToolSpec, Turn
+from swarmd.edges.open_models import OpenModels
+from swarmd.edges.settings import model_settings
 from swarmd.structured import Structured, complete_structured, read_json
 from tests.contract.scripted_http import Asked, ScriptedServer, http, serving
 
@@ -349,6 +352,28 @@ class TestForeignAnswers:
         assert caught.value.code == "model_unreachable"
         await closed.close()
 
+    async def test_a_cancelled_call_ends_at_once_and_hangs_up(self) -> None:
+        asked, gone = asyncio.Event(), asyncio.Event()
+
+        async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.set()
+            await reader.read()  # until the caller hangs up
+            gone.set()
+            writer.close()
+
+        server = await asyncio.start_server(hold, "127.0.0.1", 0)
+        model = model_at(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+        calling = asyncio.get_running_loop().create_task(model.complete(request(), lambda text: None))
+        async with asyncio.timeout(30):
+            await asked.wait()
+        calling.cancel()
+        async with asyncio.timeout(1.0):
+            with pytest.raises(asyncio.CancelledError):
+                await calling
+            await gone.wait()
+        await model.close()
+        server.close()
+
     async def test_the_connection_breaks_within_the_answer(self) -> None:
         result = await outcome(http(choice())[:-5])
         assert isinstance(result, Fault)
@@ -603,6 +628,45 @@ class TestOpenModel:
         with pytest.raises(Rejected, match="offline:extractive") as caught:
             open_model(ModelSettings(name), {"OPENAI_API_KEY": KEY})
         assert caught.value.code == "unknown_model"
+
+    @needs_openai
+    @pytest.mark.parametrize(
+        ("name", "url"),
+        [
+            ("openai:m", "https://api.openai.com/v1"),
+            ("ollama:llama3.2:1b", "http://127.0.0.1:11434/v1"),
+            ("vllm:org/m", "http://127.0.0.1:8000/v1"),
+            ("llamacpp:m", "http://127.0.0.1:8080/v1"),
+            ("litellm:m", "http://127.0.0.1:4000/v1"),
+            ("openrouter:org/m", "https://openrouter.ai/api/v1"),
+        ],
+    )
+    def test_known_providers(self, name: str, url: str) -> None:
+        model = open_model(ModelSettings(name), {"OPENAI_API_KEY": KEY, "OPENROUTER_API_KEY": KEY})
+        assert isinstance(model, OpenAIModel)
+        assert (model.name, model.base_url) == (name, url)
+
+    @needs_openai
+    async def test_a_key_goes_to_its_own_provider_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for variable in ("OPENAI_API_KEY", "MINE_KEY", "VLLM_API_KEY"):
+            monkeypatch.setenv(variable, f"sk-of-{variable}")
+        async with serving(http(choice())) as server:
+            tables = "".join(
+                f'[provider.{name}]\nbase_url = "{server.url}/v1"\n{more}\n'
+                for name, more in [("openai", ""), ("mine", 'api_key_env = "MINE_KEY"'), ("vllm", ""), ("ollama", "")]
+            )
+            models = OpenModels(model_settings(config.load(tables, {})))
+            for provider in ("openai", "mine", "vllm", "ollama"):
+                await models(f"{provider}:m").complete(request())
+            await models.close()
+        sent = [asked.headers["authorization"].removeprefix("Bearer ") for asked in server.asked]
+        assert sent == ["sk-of-OPENAI_API_KEY", "sk-of-MINE_KEY", "sk-of-VLLM_API_KEY", "none"]
+
+    def test_a_providers_table_changes_its_profile(self) -> None:
+        text = '[provider.ollama]\nstructured = "tool"\nstream = false\ntokens_per_minute = 9\n[model]\ntimeout_ms = 7'
+        found = model_settings(config.load(text, {}))("ollama:m")
+        assert found.profile == msgspec.structs.replace(PROFILES["ollama"], structured="tool", stream=False)
+        assert (found.rate.tokens_per_minute, found.timeout_ms) == (9, 7)
 
     @needs_openai
     def test_key_and_endpoint_from_environment_file_and_settings(self, tmp_path: Any) -> None:
