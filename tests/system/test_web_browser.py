@@ -145,10 +145,13 @@ async def test_a_form_of_every_kind_of_field_is_filled_in_and_answered(page: Pag
 
 
 async def test_approvals_are_approved_rejected_and_edited(page: Page, binary: str) -> None:
-    page.inbox.ask(approval("a1"), approval("a2"), approval("a3", arguments={**ARGUMENTS, "lines": 2**60 + 1}))
+    page.inbox.ask(
+        approval("a1", prompt=""), approval("a2"), approval("a3", arguments={**ARGUMENTS, "lines": 2**60 + 1})
+    )
     async with desks(page, binary, "Ann") as (desk,):
         card = await desk.open("a1")
         assert json.loads(await card.locator("pre.arguments").inner_text()) == ARGUMENTS
+        assert "undefined" not in await card.inner_text()
         await card.get_by_text(DIGEST).wait_for()
         await card.get_by_role("button", name="Approve").click()
         assert await answered(page, "a1") == {"decision": "approve", "digest": DIGEST}

@@ -6,6 +6,11 @@ import { ask, made, person, say, visible } from "/static/page.js";
 const room = document.querySelector("#requests");
 const cards = new Map();
 
+/** What the server leaves out of a request because it is empty. */
+const NOTHING = {
+  kind: "question", prompt: "", task: "", agent: "", to: "", tool: "", digest: "", asked_at: "", until_ms: 0, on_timeout: "fail", labels: {},
+};
+
 function known(asked) {
   return `${asked.swarm} ${asked.item.id}`;
 }
@@ -17,7 +22,7 @@ function show(look) {
   for (const asked of look.requests) {
     const id = known(asked);
     if (!cards.has(id)) {
-      const card = cardOf(asked, () => cards.delete(id));
+      const card = cardOf({ ...asked, item: { ...NOTHING, ...asked.item } }, () => cards.delete(id));
       cards.set(id, card);
       room.append(card.node);
     }
@@ -105,12 +110,12 @@ function fact(name, value) {
 
 function fill(asked, inside, answer) {
   const { item } = asked;
-  const until = item.until_ms ? `${new Date(item.until_ms).toLocaleString()}, then: ${item.on_timeout ?? "fail"}` : "no limit";
+  const until = item.until_ms ? `${new Date(item.until_ms).toLocaleString()}, then: ${item.on_timeout}` : "no limit";
   inside.append(
     made("p", { className: "prompt" }, visible(item.prompt)),
     made("dl", {}, ...fact("Task", visible(item.task)), ...fact("Agent", visible(item.agent)), ...fact("Asked", visible(item.asked_at)),
       ...fact("Until", until), ...fact("Request", visible(item.id)),
-      ...Object.entries(item.labels ?? {}).flatMap(([key, value]) => fact(visible(key), visible(value)))),
+      ...Object.entries(item.labels).flatMap(([key, value]) => fact(visible(key), visible(value)))),
   );
   const problem = made("p", { className: "problem", role: "alert" });
   const send = sender(asked, inside, problem, answer);
