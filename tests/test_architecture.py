@@ -62,6 +62,7 @@ LIBRARIES = {
     "uvloop": {"edges"},
     "rich": {"edges"},
     "snowballstemmer": {"leaf"},
+    "cronsim": {"leaf"},
     "mcp": {"adapters", "edges"},
     "mcp_types": {"adapters", "edges"},
     "anyio": {"adapters"},

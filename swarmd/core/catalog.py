@@ -167,7 +167,8 @@ class Gatherer:
         touched.task = task
         if begins and not touched.fresh:
             touched.fresh, touched.submitted_at = True, _time(commit, task.submitted[1])
-            if task.parent:
+            made_by = commit.events[task.submitted[1]]
+            if isinstance(made_by, Event) and made_by.subject != task.id:
                 touched.history.append(task.submitted)
         if task.state not in TERMINAL:
             touched.ended_at, touched.verdict = "", None

@@ -115,9 +115,13 @@ class Door:
     def _check_room(self, refusing: str) -> None:
         if refusing:
             raise Rejected("store_full", refusing)
-        live = len(self._state.tasks) + len(self.proposed)
-        if live >= self._live_tasks_max:
+        if self.is_full():
+            live = len(self._state.tasks) + len(self.proposed)
             raise Rejected("swarm_full", f"{live} tasks are live, the limit is {self._live_tasks_max}")
+
+    def is_full(self) -> bool:
+        """Whether the swarm has as many live tasks as it may have."""
+        return len(self._state.tasks) + len(self.proposed) >= self._live_tasks_max
 
     # --- what became of it ---
 

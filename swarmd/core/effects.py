@@ -129,6 +129,12 @@ class Refusal(Struct):
     reply: str
 
 
+class Rescheduled(Struct):
+    """A schedule is new, changed, gone, or has fired."""
+
+    schedule: str
+
+
 class NewTerm(Struct):
     """Somebody won an election."""
 
@@ -154,5 +160,6 @@ Effect = (
     | Offered
     | Gone
     | Refusal
+    | Rescheduled
     | NewTerm
 )

@@ -79,6 +79,36 @@ class Question(Struct, omit_defaults=True):
     digest: str = ""
 
 
+class Schedule(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Tasks at points in time, its slots: each `every_ms`, or whenever `cron` says so in the time zone `zone`.
+
+    The first slot of an interval is at `not_before_ms` if that is given, else an interval after now. A slot that is
+    older than `grace_ms` when it could fire is `missed`: it is left out ("skip"), one stands for all ("once"), or
+    each fires ("all"). `overlap` "skip" leaves a slot out while the task before it lives. `declared` marks those of
+    the settings. Tasks have `timeout_ms` from when they are made, and labels `schedule` and `slot_ms`.
+    """
+
+    id: str
+    agent: str
+    input: Raw = NULL
+    every_ms: int = 0
+    cron: str = ""
+    zone: str = "UTC"
+    not_before_ms: int = 0
+    until_ms: int = 0
+    missed: Literal["skip", "once", "all"] = "once"
+    grace_ms: int = 60_000
+    overlap: Literal["allow", "skip"] = "allow"
+    priority: int = 0
+    tenant: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    requires: dict[str, str] = field(default_factory=dict)
+    budget: Budget = Budget()
+    retry: RetryPolicy = RetryPolicy()
+    timeout_ms: int = 0
+    declared: bool = False
+
+
 WaitKind = Literal["timer", "event", "message", "human"]
 
 
@@ -255,6 +285,28 @@ class Unpaused(Fact):
 
     term: int
     by: str = ""
+
+
+class Scheduled(Fact):
+    """A schedule is in force, for slots after `from_ms`; one of the same id is replaced."""
+
+    term: int
+    schedule: Schedule
+    from_ms: int
+
+
+class Unscheduled(Fact):
+    """A schedule is no more; its tasks live on."""
+
+    term: int
+
+
+class Fired(Fact):
+    """A slot has come: the fold makes its task, unless it overlaps. Slots that are not after the last one are void."""
+
+    term: int
+    slot_ms: int
+    deadline_at_ms: int = 0
 
 
 # --- by members ------------------------------------------------------------------------------------
@@ -434,6 +486,9 @@ FACTS: Final[dict[str, type[Fact]]] = {
     "swarmd.task.paused.v1": Paused,
     "swarmd.task.unpaused.v1": Unpaused,
     "swarmd.swarm.signalled.v1": Signalled,
+    "swarmd.schedule.scheduled.v1": Scheduled,
+    "swarmd.schedule.unscheduled.v1": Unscheduled,
+    "swarmd.schedule.fired.v1": Fired,
     "swarmd.task.step.v1": Stepped,
     "swarmd.task.grant_wanted.v1": GrantWanted,
     "swarmd.task.awaited.v1": Awaited,

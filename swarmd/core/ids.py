@@ -93,6 +93,11 @@ def delegated_id(parent_swarm: str, task: str, epoch: int) -> str:
     return f"{parent_swarm}:{task}:{epoch}"
 
 
+def slot_id(schedule: str, slot_ms: int) -> str:
+    """The id of the task that a schedule makes for a slot: one task per slot."""
+    return f"{schedule}:{slot_ms}"
+
+
 def intake_id(incarnation: str, seq: int) -> str:
     """The id of a raw submission without one: derived from where it is stored, so a second reading agrees."""
     return f"raw-{incarnation}-{seq}"

@@ -26,6 +26,7 @@ from swarmd.core.events import (
     Expired,
     Fact,
     Failure,
+    Fired,
     Granted,
     MemberLost,
     Paused,
@@ -33,11 +34,13 @@ from swarmd.core.events import (
     Refused,
     Requeued,
     Resolved,
+    Scheduled,
     Settled,
     Signalled,
     Submitted,
     Told,
     Unpaused,
+    Unscheduled,
 )
 from swarmd.core.evolve import apply
 from swarmd.core.granting import Granting
@@ -45,6 +48,7 @@ from swarmd.core.health import Links
 from swarmd.core.office import LeaderSettings, OwedOutcome, start_of
 from swarmd.core.outcomes import outcome_of
 from swarmd.core.placing import Placing
+from swarmd.core.schedules import NoCron, Planner, Slots
 from swarmd.core.state import Attempt, Member, SwarmState, Task, Tombstone, tombstone
 from swarmd.core.timers import Timers
 from swarmd.core.wire import (
@@ -66,14 +70,17 @@ if TYPE_CHECKING:
 
 
 #: What is decided because somebody asked for it, and answered when it is folded.
-ASKED: Final = (Cancelled, Redriven, Resolved, Escalated, Signalled, Told, Paused, Unpaused)
+ASKED: Final = (Cancelled, Redriven, Resolved, Escalated, Signalled, Told, Paused, Unpaused, Scheduled, Unscheduled)
 
 
 class Leader:
     """One orchestrator, leading or standing by. `state` is its fold and nobody else's."""
 
-    def __init__(self, state: SwarmState, writer: str, boot: str, settings: LeaderSettings) -> None:
+    def __init__(
+        self, state: SwarmState, writer: str, boot: str, settings: LeaderSettings, slots: Slots | None = None
+    ) -> None:
         self.state = state
+        self._slots = slots or NoCron()
         self.writer, self.boot = writer, boot
         self.settings = settings
         self.leading = False
@@ -92,6 +99,7 @@ class Leader:
     def _new_office(self) -> None:
         """Nothing decided in an earlier office stands for anything any more."""
         self.timers = Timers()
+        self.planner = Planner(self.state, self._slots)
         self.placing = Placing(self.state)
         self.granting = Granting(self.state, self.settings.budgets)
         self.door = Door(self.state, self.placing, self.settings.limits.live_tasks_max)
@@ -155,6 +163,13 @@ class Leader:
 
     def _parked(self, effect: fx.Parked, now_ms: int) -> None:
         self.placing.ended(effect.task.id)
+
+    def _rescheduled(self, effect: fx.Rescheduled, now_ms: int) -> None:
+        self.planner.arm(effect.schedule, now_ms)
+        self._fire(now_ms)
+
+    def _fire(self, now_ms: int) -> None:
+        self._events += self.planner.due(now_ms, bool(self.refusing) or self.door.is_full())
 
     def _wait_opened(self, effect: fx.WaitOpened, now_ms: int) -> None:
         self.timers.wait(effect.task, effect.key, effect.wait.until_ms)
@@ -223,6 +238,8 @@ class Leader:
         if isinstance(fact, MemberLost):
             if fact.member in self.state.members:
                 self.links.not_lost(fact.member)
+        elif isinstance(fact, Fired) and fact.term == self.state.term:
+            self.planner.arm(event.subject, self._ticked_at_ms)
         elif task is None:
             return
         elif isinstance(fact, Requeued):
@@ -294,6 +311,7 @@ class Leader:
             )
             self._events.append(Event(state.swarm, fact))
         self._declare_budgets(now_ms)
+        self._events += self.planner.take_office(self.settings.schedules, now_ms)
         for task in state.tasks.values():
             self.timers.deadline(task)
             if task.state == "queued":
@@ -459,6 +477,7 @@ class Leader:
             self.links.forgive(stall)
         self._ticked_at_ms = now_ms
         self._due(now_ms)
+        self._fire(now_ms)
         self._declare_budgets(now_ms)
         self._reconcile()
         for member in self.links.lapsed(now_ms):
@@ -559,6 +578,7 @@ _ACTS: Final[dict[type[fx.Effect], Callable[[Leader, Any, int], None]]] = {
     fx.Queued: Leader._queued,
     fx.Delayed: Leader._delayed,
     fx.Parked: Leader._parked,
+    fx.Rescheduled: Leader._rescheduled,
     fx.PauseWanted: Leader._pause_wanted,
     fx.Instructed: Leader._instructed,
     fx.WaitOpened: Leader._wait_opened,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from msgspec import Raw
 
 from swarmd.core import budgets
@@ -17,17 +18,20 @@ from swarmd.core.events import (
     Expired,
     Fact,
     Failure,
+    Fired,
     MemberLost,
     Redriven,
     Refused,
     Requeued,
+    Scheduled,
     Settled,
     Submitted,
+    Unscheduled,
 )
-from swarmd.core.ids import is_uuid7
+from swarmd.core.ids import is_uuid7, slot_id
 from swarmd.core.moves import Sink, end, open_account, queue, retire
 from swarmd.core.outcomes import EXPIRED, LOST_MEMBERS
-from swarmd.core.state import Attempt, Limits, SwarmState, Task, tombstone
+from swarmd.core.state import Attempt, Limits, Place, Planned, SwarmState, Task, tombstone
 from swarmd.core.wait_facts import WAIT_TRANSITIONS, leads, reopen_waits
 
 if TYPE_CHECKING:
@@ -72,11 +76,17 @@ def _submitted(state: SwarmState, commit: Commit, index: int, subject: str, fact
         return "repeated_id"
     if subject <= state.forgotten and is_uuid7(subject):
         return "forgotten_id"
+    _begin(state, subject, (commit.seq, index), fact, out)
+    return ""
+
+
+def _begin(state: SwarmState, subject: str, place: Place, fact: Submitted, out: Sink) -> None:
+    """A task is wanted, by whomever."""
     task = Task(
         subject,
         fact.agent,
         fact.digest,
-        (commit.seq, index),
+        place,
         Raw(bytes(fact.input)),
         input_blob=fact.input_blob,
         priority=fact.priority,
@@ -97,6 +107,64 @@ def _submitted(state: SwarmState, commit: Commit, index: int, subject: str, fact
         out.append(fx.Delayed(task, new=True))
     else:
         out.append(fx.Queued(task, new=True))
+
+
+def _scheduled(state: SwarmState, commit: Commit, index: int, subject: str, fact: Scheduled, out: Sink) -> str:
+    if not leads(state, commit, fact.term):
+        return "not_leader"
+    if fact.schedule.id != subject:
+        return "other_schedule"
+    schedule = msgspec.structs.replace(fact.schedule, input=Raw(bytes(fact.schedule.input)))
+    planned = state.schedules.get(subject)
+    if planned is None:
+        planned = state.schedules[subject] = Planned(schedule, 0, fact.from_ms)
+    planned.schedule = schedule
+    planned.anchor_ms = schedule.not_before_ms or fact.from_ms
+    planned.slot_ms = max(planned.slot_ms, fact.from_ms)
+    out.append(fx.Rescheduled(subject))
+    return ""
+
+
+def _unscheduled(state: SwarmState, commit: Commit, index: int, subject: str, fact: Unscheduled, out: Sink) -> str:
+    if not leads(state, commit, fact.term):
+        return "not_leader"
+    if state.schedules.pop(subject, None) is None:
+        return "unknown_schedule"
+    out.append(fx.Rescheduled(subject))
+    return ""
+
+
+def _fired(state: SwarmState, commit: Commit, index: int, subject: str, fact: Fired, out: Sink) -> str:
+    if not leads(state, commit, fact.term):
+        return "not_leader"
+    planned = state.schedules.get(subject)
+    if planned is None:
+        return "unknown_schedule"
+    if fact.slot_ms <= planned.slot_ms:
+        return "repeated_slot"
+    planned.slot_ms = fact.slot_ms
+    out.append(fx.Rescheduled(subject))
+    schedule, task_id = planned.schedule, slot_id(subject, fact.slot_ms)
+    overlaps = schedule.overlap == "skip" and planned.task in state.tasks
+    if overlaps or task_id in state.tasks or task_id in state.dead or tombstone(state, task_id) is not None:
+        planned.skipped += 1
+        return ""
+    planned.fired += 1
+    planned.fired_ms, planned.task = fact.slot_ms, task_id
+    wanted = Submitted(
+        term=fact.term,
+        agent=schedule.agent,
+        digest="",
+        input=schedule.input,
+        priority=schedule.priority,
+        deadline_at_ms=fact.deadline_at_ms,
+        tenant=schedule.tenant,
+        retry=schedule.retry,
+        budget=schedule.budget,
+        labels={**schedule.labels, "schedule": subject, "slot_ms": str(fact.slot_ms)},
+        requires=schedule.requires,
+    )
+    _begin(state, task_id, (commit.seq, index), wanted, out)
     return ""
 
 
@@ -227,6 +295,9 @@ LEADER_TRANSITIONS: Final[dict[type[Fact], Callable[..., str]]] = {
     Configured: _configured,
     Settled: _settled,
     Submitted: _submitted,
+    Scheduled: _scheduled,
+    Unscheduled: _unscheduled,
+    Fired: _fired,
     Refused: _refused,
     Assigned: _assigned,
     Requeued: _requeued,

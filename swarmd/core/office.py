@@ -8,7 +8,7 @@ from msgspec import Struct, field
 
 from swarmd.core.budgets import NO_LIMIT
 from swarmd.core.errors import Conflict, Rejected
-from swarmd.core.events import Limit
+from swarmd.core.events import Limit, Schedule
 from swarmd.core.state import Attempt, Limits, SwarmState, Task, Tombstone
 from swarmd.core.wire import Start
 
@@ -17,7 +17,7 @@ AHEAD_MS_MAX: Final = 60_000
 
 
 class LeaderSettings(Struct, frozen=True):
-    """How a leader behaves; times in milliseconds.
+    """How a leader behaves; times in milliseconds. `schedules` are the declared ones, by id.
 
     `budgets` are limits of the swarm and its tenants, by account: "swarm", "tenant:NAME".
     """
@@ -29,6 +29,7 @@ class LeaderSettings(Struct, frozen=True):
     stall_ms: int = 500
     placements_max: int = 512
     budgets: dict[str, Limit] = field(default_factory=dict)
+    schedules: dict[str, Schedule] = field(default_factory=dict)
 
 
 class OwedOutcome(Struct, frozen=True):

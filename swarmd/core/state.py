@@ -11,7 +11,7 @@ from typing import Final, Literal
 from msgspec import Raw, Struct, field
 
 from swarmd.core.budgets import Account, Reservation
-from swarmd.core.events import Budget, RetryPolicy, WaitKind
+from swarmd.core.events import Budget, RetryPolicy, Schedule, WaitKind
 
 #: Raised whenever `evolve` gives the same log another meaning: older snapshots are then not used.
 FOLD_VERSION: Final = 3
@@ -159,6 +159,18 @@ class WriterWindow(Struct):
     last_seq: int = 0
 
 
+class Planned(Struct):
+    """A schedule in force: what its slots count from, the last one (`slot_ms`), and the last that made a `task`."""
+
+    schedule: Schedule
+    anchor_ms: int
+    slot_ms: int
+    fired_ms: int = 0
+    task: str = ""
+    fired: int = 0
+    skipped: int = 0
+
+
 class Untold(Struct):
     """An outcome owed to a `reply` subject until a `Settled` event discharges it."""
 
@@ -221,6 +233,7 @@ class SwarmState(Struct):
     wishes: dict[str, tuple[str, int]] = field(default_factory=dict)
     budget_day: int = 0
     releases: int = 0
+    schedules: dict[str, Planned] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
 
 

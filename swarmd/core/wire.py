@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
-from swarmd.core.events import NULL, Budget, Failure, Limit, RetryPolicy, Spending
+from swarmd.core.events import NULL, Budget, Failure, Limit, RetryPolicy, Schedule, Spending
 from swarmd.core.state import Place, TaskState
 
 # --- what clients write ----------------------------------------------------------------------------
@@ -97,6 +97,35 @@ class Signal(Struct, forbid_unknown_fields=True, omit_defaults=True):
     value: Raw = NULL
     task: str = ""
     by: str = ""
+
+
+class ScheduleQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Which schedule to remove."""
+
+    schedule: str
+
+
+class ScheduleStatus(Struct, omit_defaults=True):
+    """A schedule, when it fires next and fired last (milliseconds since 1970, 0: never), how often it has.
+
+    `skipped` counts the slots that were left out since the task before still lived.
+    """
+
+    id: str
+    agent: str
+    schedule: Schedule
+    next_ms: int = 0
+    last_ms: int = 0
+    last_task: str = ""
+    fired: int = 0
+    skipped: int = 0
+
+
+class Schedules(Struct, omit_defaults=True):
+    """Every schedule of a swarm, by id, as of log sequence `seq`."""
+
+    schedules: list[ScheduleStatus]
+    seq: int
 
 
 class Instruction(Struct, forbid_unknown_fields=True, omit_defaults=True):

@@ -36,6 +36,9 @@ WIRE: Final = (
     wire.Dispatch,
     wire.Heartbeat,
     wire.Beat,
+    wire.Schedule,
+    wire.ScheduleQuery,
+    wire.Schedules,
 )
 MEMORY: Final = (
     memory.RememberRequest,
@@ -70,6 +73,14 @@ CHANNELS: Final[dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]]] = 
     "remember": ("memory.{memory}.remember", "Keep a passage.", ("RememberRequest",), ("RememberReply",)),
     "recall": ("memory.{memory}.recall", "Find passages.", ("RecallRequest",), ("RecallReply",)),
     "forget": ("memory.{memory}.forget", "Drop a passage.", ("ForgetRequest",), ("RememberReply",)),
+    "ctlSchedule": (
+        "swarm.{swarm}.ctl.schedule",
+        "Bring a schedule in force, or change it.",
+        ("Schedule",),
+        ("Receipt",),
+    ),
+    "ctlUnschedule": ("swarm.{swarm}.ctl.unschedule", "Remove a schedule.", ("ScheduleQuery",), ("Receipt",)),
+    "ctlSchedules": ("swarm.{swarm}.ctl.schedules", "Every schedule (empty request).", (), ("Schedules",)),
 }
 
 

@@ -19,6 +19,7 @@ from swarmd.core.ids import intake_id
 from swarmd.core.leader import Leader
 from swarmd.core.state import SwarmState
 from swarmd.core.wire import Beat, Heartbeat, Outcome, Start, StoreHealth, Submission
+from swarmd.cron import Cron
 from swarmd.ports import Bus, Clock, Entropy, Intake, Lease, Log, Meter, Probe
 from swarmd.roles.leader_gauges import show_leader
 from swarmd.roles.replica import Follower, Rewound, agrees
@@ -80,7 +81,7 @@ class Orchestrator:
         self._ports = ports
         self._incarnation = incarnation
         self.reply_prefix = ""
-        self.leader = Leader(state, self._writer_name, self._boot, settings)
+        self.leader = Leader(state, self._writer_name, self._boot, settings, Cron())
         subject = subjects.log(self._swarm, "orchestrator", self._writer_name)
         source = f"/{self._swarm}/orchestrator/{self._writer_name}"
         signature = sign(subject, source, self._boot, ports.entropy)

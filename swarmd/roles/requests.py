@@ -19,6 +19,7 @@ from swarmd.core.status import swarm_status, task_status
 from swarmd.core.wire import Outcome, Receipt
 from swarmd.roles.people_requests import PeopleRequests
 from swarmd.roles.reading import Reader
+from swarmd.roles.schedule_requests import ScheduleRequests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -65,6 +66,7 @@ class Requests:
             "cancel": self._on_cancel,
             "redrive": self._on_redrive,
             **PeopleRequests(leader, self._reader, self._reply, self._later, _ResultAsk).verbs(),
+            **ScheduleRequests(leader, clock, self._reply, _ResultAsk).verbs(),
         }
 
     def answer(self, ask: object, answer: Receipt | Outcome) -> None:

@@ -22,6 +22,7 @@ from swarmd.core.events import (
     Fact,
     Failed,
     Failure,
+    Fired,
     Limit,
     MemberJoined,
     MemberLeft,
@@ -34,6 +35,8 @@ from swarmd.core.events import (
     Resolved,
     RetryPolicy,
     Returned,
+    Schedule,
+    Scheduled,
     Sent,
     Settled,
     Signalled,
@@ -43,6 +46,7 @@ from swarmd.core.events import (
     Suspended,
     Told,
     Unpaused,
+    Unscheduled,
 )
 from tests.core.history import CHILD, NODE, OTHER, offer, submission
 
@@ -82,6 +86,9 @@ FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     dict[str, list[str]]: st.dictionaries(texts, st.lists(texts, max_size=2), max_size=2),
     Question: st.builds(Question, prompt=texts, schema=raws(), default=raws(), timeout_ms=numbers),
 }
+
+
+FIELDS[Schedule] = st.builds(Schedule, id=texts, agent=texts, input=raws(), every_ms=numbers, zone=texts)
 
 
 def field_values(kind: Any) -> st.SearchStrategy[Any]:
@@ -146,6 +153,14 @@ def leader_events() -> st.SearchStrategy[tuple[str, Fact]]:
         about(st.builds(Resolved, term=terms, key=wait_keys, timed_out=st.booleans())),
         about(st.builds(Escalated, term=terms, key=wait_keys, level=st.integers(1, 2), to=st.just("boss"))),
         about(st.builds(Signalled, term=terms, name=st.sampled_from(["rain", "sun"]), task=st.sampled_from(["", "t"]))),
+        st.builds(
+            lambda name, **fields: (name, Scheduled(schedule=Schedule(id=name, agent="a", every_ms=100), **fields)),
+            name=st.sampled_from(["p", "q"]),
+            term=terms,
+            from_ms=st.integers(0, 9),
+        ),
+        st.tuples(st.just("p"), st.builds(Unscheduled, term=terms)),
+        st.tuples(st.sampled_from(["p", "q"]), st.builds(Fired, term=terms, slot_ms=st.integers(0, 9))),
         about(st.builds(Told, term=terms, text=texts)),
         about(st.builds(Paused, term=terms)),
         about(st.builds(Unpaused, term=terms)),

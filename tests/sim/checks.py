@@ -20,6 +20,7 @@ from swarmd.core.events import (
     Dropped,
     Event,
     Failed,
+    Fired,
     Redriven,
     Resolved,
     Sent,
@@ -34,8 +35,9 @@ from swarmd.core.wait_facts import is_resolved
 from tests.sim import books
 
 if TYPE_CHECKING:
+    from swarmd.core.events import Schedule
     from swarmd.core.leader import Leader
-    from swarmd.core.state import Task
+    from swarmd.core.state import Planned, Task
     from swarmd.core.wire import Outcome, Receipt, Start
 
 Key = tuple[str, str, int]
@@ -62,6 +64,7 @@ class Oracle:
         self.results: dict[tuple[Place, str], Place] = {}
         self.answers: dict[Place, tuple[str, str, str]] = {}
         self.instructions: dict[Place, str] = {}
+        self.slots: list[tuple[int, str]] = []
         self._folded: set[Key] = set()
 
     # --- what is stored ---
@@ -77,7 +80,8 @@ class Oracle:
         live = {event.subject: self._epochs(event.subject) for event in commit.events if isinstance(event, Event)}
         paused = {task.id for task in state.tasks.values() if task.paused}
         before = books.promised(state)
-        effects = apply(state, commit)
+        refused: list[int] = []
+        effects = apply(state, commit, refused)
         unsound = books.wrong(state, commit, before) if state.accounts or before else ""
         if unsound:
             raise Violation(f"{record.seq}: {unsound}")
@@ -97,6 +101,8 @@ class Oracle:
                 self.answers[commit.seq, index] = (event.subject, event.data.key, event.data.by)
             elif isinstance(event.data, Told):
                 self.instructions[commit.seq, index] = event.subject
+            elif isinstance(event.data, Fired) and index not in refused:
+                self.slots.append((event.data.slot_ms, event.subject))
             elif isinstance(event.data, Unpaused):
                 paused.discard(event.subject)
         for effect in effects:
@@ -231,6 +237,20 @@ class Oracle:
         left = [leader.door.proposed, leader.door.again, leader.door.events, leader.placing.overlays]
         if any(left) or len(leader.placing):
             raise Violation(f"overlays of {leader.writer} never ended: {left}, {len(leader.placing)} waiting")
+
+    def check_slots(self, planned: Planned, declared: dict[str, Schedule]) -> None:
+        """At the end every slot since the schedule was known has fired once, as far as its policy asks for that."""
+        schedule, name = planned.schedule, planned.schedule.id
+        if schedule != declared.get(name):
+            raise Violation(f"schedule {name} is {schedule}, the settings say {declared.get(name)}")
+        made = [int(task.partition(":")[2]) for task in self.accepted if task.startswith(f"{name}:")]
+        if len(made) != planned.fired or any((slot - planned.anchor_ms) % schedule.every_ms for slot in made):
+            raise Violation(f"schedule {name} fired {planned.fired} times, its tasks are of {sorted(made)}")
+        first = min((slot for slot, known in self.slots if known == name), default=0)
+        wanted = range(first, schedule.until_ms + 1, schedule.every_ms) if first else range(0)
+        every_slot = schedule.missed == "all" or schedule.grace_ms >= 60_000
+        if every_slot and [slot for slot, known in self.slots if known == name] != list(wanted):
+            raise Violation(f"schedule {name} fired {self.slots}, its slots are {list(wanted)}")
 
     # --- the state itself ---
 

@@ -16,6 +16,7 @@ from swarmd.core.office import LeaderSettings, start_of
 from swarmd.core.outcomes import outcome_at
 from swarmd.core.state import Attempt, Limits, Place, SwarmState
 from swarmd.core.wire import Answered, Beat, Heartbeat, Instruction, Outcome, Receipt, Signal, Submission, TaskQuery
+from swarmd.cron import Cron
 from tests.sim.bus import Bus
 from tests.sim.checks import Oracle
 from tests.sim.log import SimLog, Writer
@@ -76,7 +77,7 @@ class Orchestrator(Process):
         state = SwarmState(swarm.swarm)
         if swarm.snapshots and world.chance.random() < 0.6:
             state = snapshot.decode(world.chance.choice(swarm.snapshots))
-        self.leader = Leader(state, self.name, boot, swarm.settings.leader)
+        self.leader = Leader(state, self.name, boot, swarm.settings.leader, Cron())
         self._writer = Writer(self, swarm.log, "orchestrator", self.name, boot)
         self._writer.dropped = self.leader.dropped
         self._campaign_at_ms = 0

@@ -8,7 +8,7 @@ from msgspec import Raw
 
 from swarmd.core import commits, snapshot
 from swarmd.core.codec import Packer, message_id
-from swarmd.core.events import TYPES, Completed, Elected, Event, Fact
+from swarmd.core.events import TYPES, Completed, Elected, Event, Fact, Schedule
 from swarmd.core.office import LeaderSettings
 from tests.sim import script as scripts
 from tests.sim.breaks import broken
@@ -35,9 +35,16 @@ class Simulation:
         self.world = world = World(seed)
         chance, faults = world.chance, world.faults
         self.faults = faults.copy()
-        settings = LeaderSettings(limits(faults.short_memory), lease_ms=500, resend_ms=120, settle_ms=100, stall_ms=200)
-        self.swarm = Swarm(world, Settings("sim", settings, broken))
         self.span_ms = chance.choice((800, 2_000, 4_000))
+        settings = LeaderSettings(
+            limits(faults.short_memory),
+            lease_ms=500,
+            resend_ms=120,
+            settle_ms=100,
+            stall_ms=200,
+            schedules=self._schedules(),
+        )
+        self.swarm = Swarm(world, Settings("sim", settings, broken))
         self.leaders = [Orchestrator(self.swarm, f"lead{n}") for n in range(chance.randint(2, 3))]
         self.workers = [Worker(self.swarm, f"work{n}") for n in range(chance.randint(2, 3))]
         self.child = ChildSwarm()
@@ -46,6 +53,28 @@ class Simulation:
         self.clients = [Client(self.swarm, f"client{n}", tasks // 2, self.span_ms) for n in range(2)]
         self.people = [Person(self.swarm, f"person{n}") for n in range(2)]
         self.snapshot_at = chance.randint(1, 400)
+
+    def _schedules(self) -> dict[str, Schedule]:
+        """Intervals that begin within the span and end soon after it, so that everything converges."""
+        chance = self.world.chance
+        begin, end = EPOCH_MS + chance.randint(-500, 1_000), EPOCH_MS + self.span_ms + chance.randint(0, 3_000)
+        script = Raw(scripts.encode(scripts.Script(steps=1)))
+        found = {}
+        for name in ("tick", "tock")[: chance.randint(0, 2)]:
+            every = chance.choice((100, 150, 400, 1_100))
+            found[name] = Schedule(
+                name,
+                "work",
+                script,
+                every_ms=every,
+                not_before_ms=begin,
+                until_ms=end,
+                missed=chance.choice(("all", "all", "once", "skip")),
+                grace_ms=chance.choice((0, 600, 60_000)),
+                overlap="skip" if chance.random() < 0.5 else "allow",
+                declared=True,
+            )
+        return found
 
     def run(self) -> None:
         """Raise `Violation` if the core breaks a promise."""
@@ -193,6 +222,8 @@ class Simulation:
         swarm, state = self.swarm, self.swarm.oracle.state
         if state.tasks or state.untold or state.intake_seq != len(swarm.intake):
             return False
+        if any(planned.schedule.until_ms > self.world.now_ms - 2_000 for planned in state.schedules.values()):
+            return False
         if not all(client.done() for client in self.clients):
             return False
         return all(
@@ -224,6 +255,8 @@ class Simulation:
         for task_id in sorted(oracle.accepted):
             if task_id not in oracle.verdicts:
                 raise Violation(f"{task_id} was accepted and never got a verdict")
+        for planned in oracle.state.schedules.values():
+            oracle.check_slots(planned, self.swarm.settings.leader.schedules)
         for client in self.clients:
             for wish in client.wishes:
                 if wish.accepted and wish.submission.id not in oracle.verdicts:
