@@ -25,6 +25,7 @@ from swarmd.core.events import (
     FACTS,
     TYPES,
     Assigned,
+    Awaited,
     Cancelled,
     Completed,
     Configured,
@@ -33,12 +34,15 @@ from swarmd.core.events import (
     Failed,
     Failure,
     MemberLost,
+    Paused,
     Redriven,
     Requeued,
+    Resolved,
     RetryPolicy,
     Returned,
     Spawned,
     Suspended,
+    Unpaused,
 )
 from swarmd.core.memory import MEMORY_FACTS
 from swarmd.core.prices import Price
@@ -210,7 +214,7 @@ def test_each_subject_and_stream_is_explained() -> None:
 
 
 def test_each_event_type_is_listed_with_its_writers() -> None:
-    listed = dict(re.findall(r"^\| `(swarmd\.[a-z.0-9]+)` \| ([^|]*) \|", text("protocol.md"), re.MULTILINE))
+    listed = dict(re.findall(r"^\| `(swarmd\.[a-z_.0-9]+)` \| ([^|]*) \|", text("protocol.md"), re.MULTILINE))
     wanted = {name: ", ".join(sorted(AUTHORITY[fact], reverse=True)) for name, fact in FACTS.items()}
     wanted |= dict.fromkeys(MEMORY_FACTS, "memory")
     assert listed == wanted
@@ -342,7 +346,7 @@ def test_what_carries_a_law_exists() -> None:
 # --- the life of a task ----------------------------------------------------------------------------
 
 Edge = tuple[str, str, str]
-LIVE = ("queued", "assigned", "suspended", "backoff")
+LIVE = ("queued", "assigned", "suspended", "backoff", "paused")
 WHY = Failure("broken", "it broke")
 
 
@@ -390,11 +394,13 @@ def _in(state: str) -> tuple[History, str]:
     """A history whose task `t~1`, a child of the running `t`, is in this live state."""
     history = History().running("t", retry=RetryPolicy(attempts_max=2))
     history.work("t", Spawned(epoch=1, key="spawn#1", n=1, agent="a"))
-    if state != "queued":
+    if state not in ("queued", "paused"):
         history.assigned("t~1")
     if state == "suspended":
         history.work("t~1", Spawned(epoch=1, key="spawn#1", n=1, agent="a"))
         history.work("t~1", Suspended(epoch=1, waits=[["t~1~1"]]))
+    if state == "paused":
+        history.lead("t~1", Paused(term=1))
     if state == "backoff":
         history.work("t~1", Failed(epoch=1, failure=WHY))
     assert _state(history, "t~1") == state
@@ -411,6 +417,8 @@ def _candidates(history: History, task: str) -> Iterator[tuple[str, Fact]]:
         Cancelled(term=1),
         Expired(term=1),
         Redriven(term=1),
+        Paused(term=1),
+        Unpaused(term=1),
         MemberLost(term=1, member=NODE),
     ]
     reported: list[Fact] = [
@@ -441,6 +449,17 @@ def _walk_the_rest(walk: _Walk) -> None:
     """What needs a history of its own: beginnings, waits, too many losses, redriving."""
     history = History().joined()
     walk.note(history, "t", "submitted", lambda: history.submitted("t"))
+    later = History().joined()
+    walk.note(later, "d", "submitted", lambda: later.submitted("d", not_before_ms=1))
+    walk.lead(later, "d", Requeued(term=1, epoch=0, reason="due"))
+    for end in (Cancelled(term=1), Expired(term=1)):
+        later.submitted("e", not_before_ms=1)
+        walk.lead(later, "e", end)
+        later = History().joined()
+    later.submitted("t").assigned()
+    later.work("t", Awaited(epoch=1, key="k#1", kind="timer", until_ms=1))
+    later.work("t", Suspended(epoch=1, waits=[["k#1"]]))
+    walk.lead(later, "t", Resolved(term=1, key="k#1", timed_out=True))
     history.assigned()
     walk.note(history, "t~1", "spawned", lambda: history.work("t", Spawned(epoch=1, key="s#1", n=1, agent="a")))
     history.assigned("t~1", member=OTHER)

@@ -119,15 +119,19 @@ async def _asleep(rig: Rig, args: argparse.Namespace) -> dict[str, Any]:
     grown, before, started = _resident_mib(rig) - resident, rig.cpu_s()["workers"], perf_counter()
     await asyncio.sleep(ASLEEP_S)
     share = (rig.cpu_s()["workers"] - before) / (perf_counter() - started)
-    started = perf_counter()
+    started, before_wake = perf_counter(), rig.cpu_s()
     await rig.bus.request(subjects.ctl(SWARM, "signal"), msgspec.json.encode({"name": "dawn"}), 30_000)
     await asyncio.gather(*(rig.client.outcome(handle) for handle in handles))
+    took_s, after = perf_counter() - started, rig.cpu_s()
     return {
         "asleep_tasks": len(handles),
         "asleep_slots_held": running,
         "asleep_worker_mib": round(grown, 1),
         "asleep_worker_cpu_share": round(share, 4),
-        "asleep_woken_per_s": round(len(handles) / (perf_counter() - started)),
+        "asleep_woken_per_s": round(len(handles) / took_s),
+        "cpu_us_per_wake": {
+            kind: round((after[kind] - before_wake[kind]) / len(handles) * 1e6, 1) for kind in after
+        },
     }
 
 

@@ -5,7 +5,7 @@ A wait is recorded when it begins and resolved by an event of somebody else. Mus
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -19,11 +19,37 @@ from swarmd.roles.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Unpack
 
     from swarmd.core.state import Place
 
 TEXT_SCHEMA: Final = {"type": "string"}
 PROMPT_CHARS_MAX: Final = 100_000
+
+
+class Asking(TypedDict, total=False):
+    """How a person is asked: who (`to`, "": anybody), for an answer of which `schema`, for how long.
+
+    When nobody answers within `timeout_s`, the attempt fails, goes on with `default`, or asks the next of
+    `escalate_to` (each has `timeout_s`, and after the last it fails).
+    """
+
+    schema: Mapping[str, Any] | None
+    to: str
+    timeout_s: float | None
+    on_timeout: Literal["fail", "default", "escalate"]
+    default: Any
+    escalate_to: Sequence[str]
+
+
+class Approving(TypedDict, total=False):
+    """How an approval is asked for: as `Asking`, but `schema` is that of the arguments, and it never ends in a yes."""
+
+    schema: Mapping[str, Any] | None
+    to: str
+    timeout_s: float | None
+    on_timeout: Literal["fail", "reject", "escalate"]
+    escalate_to: Sequence[str]
 
 
 class Waits(Journal):
@@ -63,29 +89,20 @@ class Waits(Journal):
 
     # --- people ---
 
-    async def ask(
-        self,
-        prompt: str,
-        *,
-        schema: Mapping[str, Any] | None = None,
-        to: str = "",
-        timeout_s: float | None = None,
-        on_timeout: Literal["fail", "default", "escalate"] = "fail",
-        default: Any = None,
-        escalate_to: Sequence[str] = (),
-    ) -> Answer:
-        """Ask a person; the answer fits the JSON Schema `schema` (a text without one).
+    async def ask(self, prompt: str, **how: Unpack[Asking]) -> Answer:
+        """Ask a person (`Asking` says how); the answer fits the JSON Schema `schema`, a text without one.
 
-        When nobody answers within `timeout_s`, the attempt fails with `TimedOut`, goes on with `default`, or asks the
-        next of `escalate_to` (each has `timeout_s`, and after the last it fails).
+        Raises `TimedOut` when nobody answers in time and there is no default.
         """
-        question = Question(prompt, on_timeout=on_timeout, escalate_to=list(escalate_to))
+        on_timeout, timeout_s, default = how.get("on_timeout", "fail"), how.get("timeout_s"), how.get("default")
+        question = Question(prompt, on_timeout=on_timeout, escalate_to=list(how.get("escalate_to", ())))
+        schema = how.get("schema")
         question.schema = _schema(dict(TEXT_SCHEMA if schema is None else schema))
         if on_timeout == "default":
             _check_default(default, question.schema)
             question.default = Raw(msgspec.json.encode(default))
         _check_question(question, timeout_s)
-        event = await self._ask("ask", question, to, timeout_s)
+        event = await self._ask("ask", question, how.get("to", ""), timeout_s)
         fact = event.data
         assert isinstance(fact, Resolved)
         if not fact.timed_out:
@@ -94,29 +111,20 @@ class Waits(Journal):
             return Answer(default, timed_out=True, at=event.time)
         raise TimedOut(f"nobody answered within {timeout_s} s: {prompt[:200]}")
 
-    async def approve(
-        self,
-        tool: str,
-        arguments: Mapping[str, Any],
-        *,
-        schema: Mapping[str, Any] | None = None,
-        to: str = "",
-        timeout_s: float | None = None,
-        on_timeout: Literal["fail", "reject", "escalate"] = "reject",
-        escalate_to: Sequence[str] = (),
-    ) -> Decision:
-        """Have a person approve, reject or edit a call of `tool`; `schema` is that of its arguments.
+    async def approve(self, tool: str, arguments: Mapping[str, Any], **how: Unpack[Approving]) -> Decision:
+        """Have a person approve, reject or edit a call of `tool` (`Approving` says how).
 
         The answer holds for these very arguments: it names their hash. Without an answer in time the call is
         rejected, or the attempt fails; it is never approved.
         """
-        given = dict(arguments)
+        on_timeout, timeout_s, given = how.get("on_timeout", "reject"), how.get("timeout_s"), dict(arguments)
         payload, digest = digest_of(tool, given)
-        question = Question(f"May {self.agent} call {tool}?", on_timeout=on_timeout, escalate_to=list(escalate_to))
+        escalate_to = list(how.get("escalate_to", ()))
+        question = Question(f"May {self.agent} call {tool}?", on_timeout=on_timeout, escalate_to=escalate_to)
         question.tool, question.arguments, question.digest = tool, Raw(payload), digest
-        question.schema = _schema(answer_schema(digest, schema))
+        question.schema = _schema(answer_schema(digest, how.get("schema")))
         _check_question(question, timeout_s)
-        event = await self._ask(f"approve:{tool[:150]}", question, to, timeout_s)
+        event = await self._ask(f"approve:{tool[:150]}", question, how.get("to", ""), timeout_s)
         fact = event.data
         assert isinstance(fact, Resolved)
         if fact.timed_out and on_timeout == "fail":
