@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from swarmd.core.turns import ModelReply, ModelRequest
     from swarmd.ports import Clock, Meter, Model, RateLedger
 
-#: How long a call may wait for its turn; a longer wait is the caller's, as a timer and not as a held slot.
-WAIT_MS_MAX: Final = 10_000
+#: How long a call may wait for its turn: as long as the calls before it may take. It costs a slot and no more.
+TURN_WAIT_MS_MAX: Final = 600_000
+#: How long it may wait for a rate; a longer wait is the caller's, as a timer and not as a held slot.
+RATE_WAIT_MS_MAX: Final = 30_000
 WAITING_MAX: Final = 10_000
 #: Output tokens expected of a call that sets no limit, until its usage is known.
 OUTPUT_TOKENS_GUESS: Final = 500
@@ -74,7 +76,8 @@ class Gate:
         self._ledger, self._meter = ledger, meter
 
     async def enter(self, tokens: int) -> Entered:
-        """Wait for a turn. Raises `Fault("circuit_open" | "rate_limited" | "endpoint_busy")` with how long to wait,
+        """Wait for a turn. Raises `Fault("circuit_open" | "rate_limited" | "rate_wait" | "endpoint_busy")`, with how
+        long to wait,
         `Rejected("request_over_limit")` for a call that no minute has room for."""
         self._refuse_if_open()
         limit = self._rate.tokens_per_minute
@@ -125,7 +128,7 @@ class Gate:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            async with asyncio.timeout(WAIT_MS_MAX / 1000):
+            async with asyncio.timeout(TURN_WAIT_MS_MAX / 1000):
                 await asyncio.shield(turn)
         except BaseException as error:
             if turn.done():  # it was this call's turn in the very moment that it gave up
@@ -133,7 +136,7 @@ class Gate:
             turn.cancel()
             if not isinstance(error, TimeoutError):
                 raise
-            words = f"no call of {self.provider} ended within {WAIT_MS_MAX} ms"
+            words = f"too many calls wait for {self.provider}: none got its turn within {TURN_WAIT_MS_MAX} ms"
             raise Fault("endpoint_busy", words, retry_after_ms=1_000) from None
 
     def _hand_on(self, code: str | None, started_ms: int) -> None:
@@ -146,10 +149,10 @@ class Gate:
 
     async def _draw(self, tokens: int) -> None:
         """Take one request and its tokens from the slice at hand, or lease the next slice."""
-        deadline = self._clock.now_ms() + WAIT_MS_MAX
+        deadline = self._clock.now_ms() + RATE_WAIT_MS_MAX
         tokens = tokens if self._rate.tokens_per_minute else 0
         try:
-            async with asyncio.timeout(WAIT_MS_MAX / 1000), self._drawing:
+            async with asyncio.timeout(RATE_WAIT_MS_MAX / 1000), self._drawing:
                 while True:
                     now, held = self._clock.now_ms(), self._held
                     if now < self._held_until and held.requests >= 1 and held.tokens >= tokens:
@@ -166,11 +169,11 @@ class Gate:
                         raise self._over_rate(wait)
                     await self._clock.sleep(wait)
         except TimeoutError:
-            raise self._over_rate(WAIT_MS_MAX) from None
+            raise self._over_rate(RATE_WAIT_MS_MAX) from None
 
     def _over_rate(self, wait_ms: int) -> Fault:
         words = f"the rate that [provider.{self.provider}] allows is used up for {wait_ms} ms"
-        return Fault("rate_limited", words, retry_after_ms=wait_ms)
+        return Fault("rate_wait", words, retry_after_ms=wait_ms)
 
     def _settle(self, more: int, now_ms: int) -> None:
         """A call used more (or fewer) tokens than it was let in with."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 JITTER_BITS: Final = 32
+#: Faults of our own queue before an endpoint: nothing was sent, nothing failed.
+_TURNED_AWAY: Final = frozenset({"rate_wait", "endpoint_busy"})
 Count = Annotated[int, Meta(ge=0)]
 Millis = Annotated[int, Meta(ge=1)]
 
@@ -42,9 +44,15 @@ DEFAULT_LIMITS: Final = RetryLimits()
 def next_delay(failures: int, error: Exception, jitter_bits: int, limits: RetryLimits = DEFAULT_LIMITS) -> int | None:
     """Milliseconds to wait before the next call of the same model; None: do not call it again.
 
-    `failures` counts the failed calls so far, `error` is the last one's, `jitter_bits` are 32 random bits.
+    `failures` counts the failed calls so far, `error` is the last one's, `jitter_bits` are 32 random bits. A call that
+    only was turned away is tried again however often, until its task's own limits end it.
     """
-    if not isinstance(error, Fault) or failures > limits.retries:
+    if not isinstance(error, Fault):
+        return None
+    if turned_away(error):
+        wait = error.retry_after_ms or limits.base_ms
+        return wait + ((wait * (jitter_bits & (1 << JITTER_BITS) - 1)) >> JITTER_BITS)
+    if failures > limits.retries:
         return None
     ceiling = min(limits.wait_ms_max, limits.base_ms << min(max(failures - 1, 0), 30))
     jitter = (ceiling * (jitter_bits & (1 << JITTER_BITS) - 1)) >> JITTER_BITS
@@ -55,6 +63,11 @@ def next_delay(failures: int, error: Exception, jitter_bits: int, limits: RetryL
     # All who were told the same wait must not come back in the same moment.
     spread = min(limits.base_ms, ceiling)
     return error.retry_after_ms + ((spread * (jitter_bits & (1 << JITTER_BITS) - 1)) >> JITTER_BITS)
+
+
+def turned_away(error: Exception) -> bool:
+    """Whether no call was made, since our own limits had no room for it: not to be counted as a failure."""
+    return isinstance(error, Fault) and error.code in _TURNED_AWAY
 
 
 def try_elsewhere(error: Exception) -> bool:

@@ -15,7 +15,7 @@ from msgspec import Raw, Struct
 from swarmd.core import subjects
 from swarmd.core.errors import Fault, Rejected, SwarmdError
 from swarmd.core.events import Failure, Stepped
-from swarmd.core.model_retry import JITTER_BITS, model_order, next_delay, try_elsewhere
+from swarmd.core.model_retry import JITTER_BITS, model_order, next_delay, try_elsewhere, turned_away
 from swarmd.core.turns import ModelReply, ModelRequest, Turn
 from swarmd.roles.allowance import ONE_STEP, call_cost
 from swarmd.roles.waits import Waits, awaited
@@ -32,11 +32,15 @@ DELTA_MS: Final = 50
 
 
 class Tried(Struct):
-    """What is recorded of a failed try: the model, how long to wait, and whether another model is next."""
+    """What is recorded of a failed try: the model, how long to wait, and whether another model is next.
+
+    One that was only turned away, by our own limits, is no failure and uses up no retry.
+    """
 
     model: str
     wait_ms: int = 0
     elsewhere: bool = False
+    turned_away: bool = False
 
 
 class Deltas:
@@ -117,7 +121,7 @@ class ModelSteps(Waits):
         if key not in self._journal:
             while (tried := self._tried(f"{key}!{tries + 1}")) is not None:
                 tries += 1
-                chosen, failures = (chosen + 1, 0) if tried.elsewhere else (chosen, failures + 1)
+                chosen, failures = (chosen + 1, 0) if tried.elsewhere else (chosen, failures + (not tried.turned_away))
                 await self._back_off(key, tried.wait_ms, replay=True)
         for noted in [noted for noted in self._unread if noted.startswith(f"{key}!")]:
             del self._unread[noted]  # the tries of an answer that is recorded
@@ -131,7 +135,7 @@ class ModelSteps(Waits):
                 try:
                     reply = await self._call(order[chosen], request, stream)
                 except (Fault, Rejected) as error:
-                    tries, failures = tries + 1, failures + 1
+                    tries, failures = tries + 1, failures + (not turned_away(error))
                     tried = self._next_try(error, failures, order[chosen], chosen + 1 < len(order))
                     if tried is None:
                         raise
@@ -153,7 +157,7 @@ class ModelSteps(Waits):
         """Whether and how to go on after a failure."""
         wait_ms = next_delay(failures, error, self._ports.entropy.bits(JITTER_BITS), self._ports.retry_limits)
         if wait_ms is not None:
-            return Tried(model, wait_ms)
+            return Tried(model, wait_ms, turned_away=turned_away(error))
         return Tried(model, 0, elsewhere=True) if more and try_elsewhere(error) else None
 
     async def _note_try(self, key: str, tried: Tried, error: Fault | Rejected, started_ms: int) -> None:

@@ -155,8 +155,8 @@ async def test_a_longer_wait_is_the_callers() -> None:
     model, endpoint, _ = gated(FakeClock(), Rate(requests_per_minute=2))
     assert await failure(model) is None
     refused = await failure(model)
-    assert (refused.code, endpoint.calls) == ("rate_limited", 1)
-    assert refused.retry_after_ms > 10_000
+    assert (refused.code, endpoint.calls) == ("rate_wait", 1)
+    assert refused.retry_after_ms > 30_000
 
 
 async def test_replies_are_priced_and_counted() -> None:

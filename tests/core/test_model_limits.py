@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.model_limits import MILLI, Breaker, Concurrency, Rate, Slice, full, take, wish_of
-from swarmd.core.model_retry import RetryLimits, model_order, next_delay, try_elsewhere
+from swarmd.core.model_retry import RetryLimits, model_order, next_delay, try_elsewhere, turned_away
 from swarmd.core.prices import PRICES, Price, cost_of, price_of, priced, worth
 from swarmd.core.turns import Usage
 
@@ -28,6 +28,13 @@ class TestRetries:
         assert next_delay(1, Fault("rate_limited", "x", retry_after_ms=7_000), 0) == 7_000
         assert next_delay(1, Fault("rate_limited", "x", retry_after_ms=7_000), ALL_BITS) == 7_499
         assert next_delay(1, Fault("rate_limited", "x", retry_after_ms=3_600_000), 0) is None
+
+    def test_who_was_turned_away_comes_again_however_often(self) -> None:
+        away = Fault("rate_wait", "x", retry_after_ms=40_000)
+        assert next_delay(999, away, 0) == 40_000
+        assert next_delay(999, away, ALL_BITS) == 79_999
+        assert turned_away(away)
+        assert not turned_away(Fault("rate_limited", "x"))
 
     @pytest.mark.parametrize(
         ("code", "elsewhere"), [("bad_request", False), ("insufficient_quota", True), ("context_too_long", True)]
