@@ -256,7 +256,7 @@ class McpSession:
         except (Fault, Rejected):
             raise
         except Exception as error:  # translated, and raised again
-            raise _as_failure(error, said) from None
+            raise _as_failure(error, self.settings.name, said) from None
 
     def _abandon(self) -> None:
         """Calls in flight end now: some servers' deaths are seen by nobody but the pipe."""
@@ -441,8 +441,12 @@ def _closed_errors() -> tuple[type[Exception], ...]:
     return (anyio.ClosedResourceError, anyio.BrokenResourceError, anyio.EndOfStream)
 
 
-def _as_failure(error: Exception, said: _Said) -> Exception:
-    """A failure of a connection in our terms, out of the groups that the SDK's tasks raise; a bug stays what it is."""
+def _as_failure(error: Exception, server: str, said: _Said) -> Fault | Rejected:
+    """A failure of a connection in our terms, out of the groups that the SDK's tasks raise.
+
+    The SDK works on a stranger's words: whatever it raises on them is a fault of that server, with a trace in the log
+    where it is none of the errors it is known to raise, and never the end of a worker that hosts other agents.
+    """
     import httpx2
     from mcp.shared.exceptions import MCPError
     from pydantic import ValidationError
@@ -453,12 +457,14 @@ def _as_failure(error: Exception, said: _Said) -> Exception:
     if isinstance(leaf, Fault | Rejected):
         return leaf
     if isinstance(leaf, MCPError):
-        return Fault("mcp_unavailable", said.with_words(plain(leaf.message, 500) or "it refused the connection"))
-    if isinstance(leaf, ValidationError | RecursionError):
-        return Fault("mcp_unavailable", said.with_words("it does not speak the protocol"))
-    if isinstance(leaf, (httpx2.HTTPError, httpx2.StreamError, OSError, *_closed_errors())):
-        return Fault("mcp_unavailable", said.with_words(_in_words(leaf)))
-    return error
+        why = plain(leaf.message, 500) or "it refused the connection"
+    elif isinstance(leaf, ValidationError | RecursionError):
+        why = "it does not speak the protocol"
+    else:
+        why = _in_words(leaf)
+        if not isinstance(leaf, (httpx2.HTTPError, httpx2.StreamError, OSError, *_closed_errors())):
+            log.warning("MCP server %s: the SDK failed", server, exc_info=error)
+    return Fault("mcp_unavailable", said.with_words(why))
 
 
 def _in_words(error: BaseException) -> str:

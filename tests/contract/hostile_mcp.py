@@ -63,6 +63,8 @@ class Server:
             return
         if method == "server/discover" and self.mode == "asks":
             say({"id": number, "result": {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}} | MODERN})
+        elif method == "initialize" and self.mode == "hello":
+            say({"id": number, "result": json.loads(self.file)})
         elif method == "initialize":
             if self.mode == "no_versions":
                 say({"id": number, "result": {"protocolVersion": "1999-01-01", "capabilities": 7}})
@@ -70,6 +72,9 @@ class Server:
             result = {"protocolVersion": "2025-11-25", "serverInfo": {"name": "hostile", "version": "1"}}
             say({"id": number, "result": result | {"capabilities": {"tools": {"listChanged": True}}}})
         elif method == "tools/list":
+            if self.mode == "list":
+                say({"id": number, "result": json.loads(self.file)})
+                return
             if self.mode == "list_dies":
                 os._exit(3)
             if self.mode == "pages":  # for ever

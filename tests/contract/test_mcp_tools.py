@@ -369,6 +369,36 @@ class TestLies:
         assert set(listing.tools) == {"bad__t"}
 
 
+class TestShapes:
+    """Answers of any shape are judged or refused; none is a bug of ours."""
+
+    SHAPES = (
+        "null",
+        "7",
+        "[]",
+        "{}",
+        '{"tools": 7}',
+        '{"tools": [1, null, {"name": 5}, {}]}',
+        '{"tools": [{"name": "x"}, {"name": "", "inputSchema": {"type": "object"}}]}',
+        '{"tools": [{"name": "x", "inputSchema": {"type": "object", "properties": {"a": true}, "required": 3}}]}',
+        '{"tools": [], "nextCursor": 5}',
+        '{"protocolVersion": "2025-11-25", "serverInfo": 1, "capabilities": {"tools": []}}',
+        '{"protocolVersion": [], "serverInfo": {"name": "x", "version": "1"}, "capabilities": {}}',
+        "[" * 400 + "]" * 400,
+    )
+
+    @pytest.mark.parametrize("shape", SHAPES, ids=range(len(SHAPES)))
+    @pytest.mark.parametrize("mode", ["list", "hello"])
+    async def test_it_is_a_listing_or_a_fault(self, mode: str, shape: str) -> None:
+        async with asyncio.timeout(30):
+            try:
+                listing = await McpSession(hostile(mode, shape, connect_timeout_s=2)).look()
+            except Fault as fault:
+                assert fault.code in ("mcp_unavailable", "mcp_lost", "mcp_error", "bad_answer")  # noqa: PT017
+            else:
+                assert set(listing.tools) <= {"bad__x", "bad__", offered_name("bad", "")}
+
+
 class TestNames:
     @pytest.mark.parametrize("tool", ["a", "a/b", "a.b", "x" * 200, "ü", "x" * 60 + "1", "x" * 60 + "2", "", "\ud800"])
     def test_every_name_can_be_offered(self, tool: str) -> None:
