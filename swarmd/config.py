@@ -13,6 +13,7 @@ import re
 import tomllib
 import typing
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final, Literal
 
 import msgspec
@@ -21,7 +22,7 @@ from msgspec import Struct, field
 from swarmd.core.agent import AgentSpec
 from swarmd.core.budgets import BUDGET_MAX, SWARM, has_limit, tenant_account
 from swarmd.core.errors import Rejected
-from swarmd.core.events import Limit
+from swarmd.core.events import Budget, Limit, RetryPolicy, Schedule
 from swarmd.core.ids import NAME_PATTERN, check_name
 from swarmd.core.model_profile import PROFILES, Structured, SystemRole, TokenParameter
 from swarmd.core.prices import Price
@@ -36,6 +37,7 @@ Port = typing.Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = typing.Annotated[int, msgspec.Meta(ge=1)]
 Seconds = typing.Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Natural = typing.Annotated[int, msgspec.Meta(ge=0)]
+Moment = typing.Annotated[datetime, msgspec.Meta(tz=True)]
 Name = typing.Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 
 
@@ -271,6 +273,61 @@ class ProgramTable(ProgramSpec, frozen=True, forbid_unknown_fields=True):
     swarms: tuple[str, ...] = ()
 
 
+class ScheduleTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """Tasks at points in time, by the schedule's id: each `every_ms`, or by `cron` in the time zone `zone`.
+
+    `swarm` may be left out where there is one only. A schedule that leaves the file is removed from its swarm.
+    """
+
+    agent: str
+    input: Any = None
+    swarm: str = ""
+    every_ms: Natural = 0
+    cron: str = ""
+    zone: str = "UTC"
+    not_before: Moment | None = None
+    until: Moment | None = None
+    missed: Literal["skip", "once", "all"] = "once"
+    grace_ms: Natural = 60_000
+    overlap: Literal["allow", "skip"] = "allow"
+    priority: int = 0
+    tenant: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    requires: dict[str, str] = field(default_factory=dict)
+    budget: BudgetTable = BudgetTable()
+    retry: RetryPolicy = RetryPolicy()
+    timeout_ms: Natural = 0
+
+    def schedule(self, name: str) -> Schedule:
+        """The same as it stands in the log."""
+        limit = self.budget.limit()
+        return Schedule(
+            name,
+            self.agent,
+            msgspec.Raw(msgspec.json.encode(self.input)),
+            every_ms=self.every_ms,
+            cron=self.cron,
+            zone=self.zone,
+            not_before_ms=_ms(self.not_before),
+            until_ms=_ms(self.until),
+            missed=self.missed,
+            grace_ms=self.grace_ms,
+            overlap=self.overlap,
+            priority=self.priority,
+            tenant=self.tenant,
+            labels=self.labels,
+            requires=self.requires,
+            budget=Budget(limit.tokens, limit.cost_microusd, limit.steps, limit.wall_ms),
+            retry=self.retry,
+            timeout_ms=self.timeout_ms,
+            declared=True,
+        )
+
+
+def _ms(moment: datetime | None) -> int:
+    return round(moment.timestamp() * 1000) if moment else 0
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that can be set. `swarm` maps names to swarms; without any there is one, `main`."""
 
@@ -295,6 +352,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     agent: tuple[AgentTable, ...] = ()
     program: dict[str, ProgramTable] = field(default_factory=dict)
     mcp: dict[str, McpTable] = field(default_factory=dict)
+    schedule: dict[str, ScheduleTable] = field(default_factory=dict)
 
     @property
     def budgets(self) -> dict[str, Limit]:
@@ -312,6 +370,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
         if self.hive is not None and swarm == self.hive.name:
             return self.hive
         return self.swarms.get(swarm, SwarmTable())
+
+    def schedules(self, swarm: str) -> dict[str, Schedule]:
+        """The declared schedules of `swarm`, by id."""
+        mine = {name: table for name, table in self.schedule.items() if (table.swarm or swarm) == swarm}
+        return {name: table.schedule(name) for name, table in mine.items()}
 
     def declared(self, swarm: str) -> list[AgentTable]:
         """The declared LLM agents of `swarm`."""
@@ -477,6 +540,13 @@ def _check(settings: Settings, where: str) -> None:
         for swarm in swarms:
             if swarm not in hosted:
                 raise Rejected("bad_config", f"{where}: agent {name!r} names swarm {swarm!r}, {_listed_names(hosted)}")
+    for name, table in settings.schedule.items():
+        check_name("schedule", name)
+        if not table.swarm and len(hosted) > 1:
+            raise Rejected("bad_config", f"{where}: schedule {name!r} must name its swarm: {_listed_names(hosted)}")
+        if table.swarm and table.swarm not in hosted:
+            why = f"names swarm {table.swarm!r}, {_listed_names(hosted)}"
+            raise Rejected("bad_config", f"{where}: schedule {name!r} {why}")
     for name, server in settings.mcp.items():
         _check_mcp(name, server, where)
     if settings.hive is None:

@@ -8,7 +8,7 @@ from swarmd.core.budgets import is_open, is_shared, names_of
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Spending
 from swarmd.core.state import Member, SwarmState, Task, live_attempt, tombstone
-from swarmd.core.wire import AccountStatus, MemberStatus, SwarmStatus, TaskStatus
+from swarmd.core.wire import AccountStatus, MemberStatus, NextSlot, SwarmStatus, TaskStatus
 
 if TYPE_CHECKING:
     from swarmd.core.leader import Leader
@@ -35,6 +35,7 @@ def swarm_status(leader: Leader, now_ms: int) -> SwarmStatus:
         leader.waiting(),
         leader.refusing,
         [account_status(state, name) for name in state.accounts if is_shared(name)],
+        [NextSlot(one.id, one.agent, one.next_ms) for one in leader.planner.status()],
     )
 
 

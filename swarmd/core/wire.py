@@ -201,6 +201,14 @@ class MemberStatus(Struct, omit_defaults=True):
     reachable: bool
 
 
+class NextSlot(Struct, omit_defaults=True):
+    """When a schedule fires next (milliseconds since 1970, 0: never)."""
+
+    id: str
+    agent: str
+    next_ms: int = 0
+
+
 class SwarmStatus(Struct, omit_defaults=True):
     """A swarm at one sequence of its log."""
 
@@ -214,6 +222,7 @@ class SwarmStatus(Struct, omit_defaults=True):
     waiting: dict[str, int]
     refusing: str = ""
     budgets: list[AccountStatus] = field(default_factory=list)
+    schedules: list[NextSlot] = field(default_factory=list)
 
 
 # --- leader to members -----------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from swarmd.core.errors import UNREADABLE, Conflict, Fault, Rejected
 from swarmd.core.events import Failure
 from swarmd.core.ids import uuid7
 from swarmd.core.wire import Outcome, Receipt, Submission, TaskQuery
-from swarmd.edges.people import People
+from swarmd.edges.planning import Planning
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -60,10 +60,10 @@ class Handle(Struct, frozen=True):
     task: str
 
 
-class Client(People):
+class Client(Planning):
     """A connection to one swarm. Use `async with Client.connect(url, swarm="main") as client`.
 
-    Tasks and outcomes are served here, what people say to a swarm in `People`.
+    Tasks and outcomes are served here, schedules in `Planning`, what people say to a swarm in `People`.
     """
 
     def __init__(self, bus: NatsBus, swarm: str) -> None:

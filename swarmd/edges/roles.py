@@ -66,7 +66,7 @@ def build(args: argparse.Namespace, settings: Settings, swarm: str, name: str) -
 
 def _orchestrator(settings: Settings, swarm: str, name: str) -> Role:
     options = wiring.OrchestratorOptions(
-        swarm, name, leader_settings(settings), stream_limits(settings), replies_prefixed(settings)
+        swarm, name, leader_settings(settings, swarm), stream_limits(settings), replies_prefixed(settings)
     )
 
     async def run(nats: NatsSettings, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]) -> None:

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import NODEFAULT, Raw, Struct, defstruct, field
 
 from swarmd.config import Settings
-from swarmd.core import memory, program, wire
+from swarmd.core import events, memory, program, wire
 from swarmd.core.events import AUTHORITY, FACTS, Fact
 from swarmd.core.memory import MEMORY_FACTS
 
@@ -41,7 +41,7 @@ WIRE: Final = (
     wire.Dispatch,
     wire.Heartbeat,
     wire.Beat,
-    wire.Schedule,
+    events.Schedule,
     wire.ScheduleQuery,
     wire.Schedules,
 )

@@ -24,7 +24,9 @@ from swarmd.core.errors import Rejected
 from swarmd.core.model_limits import Rate
 from swarmd.core.model_profile import PROFILES, Profile
 from swarmd.core.office import LeaderSettings
+from swarmd.core.schedules import check_schedule
 from swarmd.core.state import Limits
+from swarmd.cron import Cron
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -174,10 +176,17 @@ def shown(settings: Settings) -> dict[str, Any]:
     return tree
 
 
-def leader_settings(settings: Settings) -> LeaderSettings:
+def leader_settings(settings: Settings, swarm: str) -> LeaderSettings:
+    """How the leader of `swarm` behaves. Raises `Rejected` for a declared schedule that cannot be one."""
     limits = settings.limits
     bounds = Limits(limits.live_tasks_max, limits.remembered_max, limits.dead_max, limits.losses_max)
-    return LeaderSettings(bounds, budgets=settings.budgets)
+    schedules, cron = settings.schedules(swarm), Cron()
+    for name, schedule in schedules.items():
+        try:
+            check_schedule(schedule, cron, 0)  # at whatever time: one that is over is no mistake
+        except Rejected as error:
+            raise Rejected(error.code, f"schedule {name}: {error.message}") from None
+    return LeaderSettings(bounds, budgets=settings.budgets, schedules=schedules)
 
 
 def stream_limits(settings: Settings) -> StreamLimits:

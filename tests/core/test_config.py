@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from swarmd import config
 from swarmd.core.errors import Rejected
 from swarmd.core.prices import Price
+from swarmd.edges.settings import leader_settings
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "ops" / "swarm.toml"
@@ -150,6 +151,43 @@ def test_an_mcp_server_is_described_once_and_well(text: str, hint: str) -> None:
     assert hint in refused.value.message
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ('[schedule.a]\nagent="x"\nswarm="other"', "there are main"),
+        ('[swarm.a]\n[swarm.b]\n[schedule.s]\nagent="x"', "must name its swarm"),
+        ('[schedule."a b"]\nagent="x"', "must be 1 to 64 of"),
+        ('[schedule.a]\nagent="x"\nuntil=2026-01-01T00:00:00', "timezone"),
+        ('[schedule.a]\nagent="x"\nevery=5', "did you mean 'every_ms'"),
+    ],
+)
+def test_a_schedule_belongs_to_one_swarm(text: str, hint: str) -> None:
+    assert hint in refusal(text).message
+
+
+def test_declared_schedules_stand_in_the_log_as_they_were_declared() -> None:
+    text = '[schedule.a]\nagent="x"\nevery_ms=500\ninput={k=1}\nuntil=2027-01-01T01:00:00+01:00\nbudget={tokens=5}'
+    settings = config.load(text, {})
+    again = config.load(msgspec.json.encode(settings).decode(), {})
+    (schedule,) = again.schedules("main").values()
+    assert (schedule.id, schedule.agent, bytes(schedule.input), schedule.until_ms) == (
+        "a",
+        "x",
+        b'{"k":1}',
+        1798761600000,
+    )
+    assert (schedule.declared, schedule.budget.tokens) == (True, 5)
+    assert leader_settings(again, "main").schedules == {"a": schedule}
+
+
+def test_a_declared_schedule_that_never_fires_is_refused_by_name() -> None:
+    settings = config.load('[schedule.a]\nagent="x"\ncron="0 0 31 2 *"', {})
+    with pytest.raises(Rejected, match=r"schedule a: cron .* never fires"):
+        leader_settings(settings, "main")
+    over = config.load('[schedule.a]\nagent="x"\nevery_ms=500\nuntil=2020-01-01T00:00:00Z', {})
+    assert leader_settings(over, "main").schedules
+
+
 # --- the sample ------------------------------------------------------------------------------------
 
 
@@ -168,6 +206,7 @@ def test_the_sample_lists_every_setting_with_its_default() -> None:
         assert set(tree[section]) | commented.get(section, set()) == _fields(table), section
         assert getattr(settings, section) == table(), section
     assert set(tree["tenant"]["acme"]) == _fields(config.BudgetTable)
+    assert set(tree["schedule"]["digest"]) | {"every_ms"} == _fields(config.ScheduleTable)
     assert set(tree["swarm"]["main"]) == _fields(config.SwarmTable)
     assert settings.swarm == {"main": config.SwarmTable()}
     assert set(tree["hive"]) == _fields(config.HiveTable)

@@ -11,11 +11,12 @@ from swarmd.edges.cli.budgets import HELP, account_text, budget_of, spending_tex
 if TYPE_CHECKING:
     import argparse
 
-    from swarmd.core.wire import Outcome, SwarmStatus
+    from swarmd.core.wire import NextSlot, Outcome, SwarmStatus
     from swarmd.edges.cli.session import Session
     from swarmd.edges.client import Client
 
 WAITING_NOTE_MS = 3_000
+SCHEDULES_SHOWN = 5
 
 
 def add(commands: flags.Commands) -> None:
@@ -32,6 +33,10 @@ def add(commands: flags.Commands) -> None:
     submit.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
     submit.add_argument("--budget", action="append", default=[], metavar="KEY=N", help=HELP)
     submit.add_argument("--attempts-max", type=int, default=3, metavar="N", help="attempts before it is dead")
+    submit.add_argument(
+        "--at", default="", metavar="TIME", help="begin then, as 2026-12-01T08:00"
+    )
+    submit.add_argument("--in", dest="delay", default="", metavar="TIME", help="begin after 90s, 10m, 2h, …")
     result = commands.add("result", _result, "wait for a task's outcome", "swarmd result 0198c2-… --timeout 60")
     result.add_argument("task", metavar="TASK")
     result.add_argument("--timeout", type=float, default=0, metavar="SECONDS", help="how long to wait (0: for ever)")
@@ -57,11 +62,24 @@ def add(commands: flags.Commands) -> None:
 def _submit(args: argparse.Namespace) -> int:
     from swarmd.edges.cli.session import run
 
-    wanted = _input(args)
-    return run(args, lambda session: _submit_over(session, wanted))
+    wanted, begin_ms = input_of(args), _begin_ms(args)
+    return run(args, lambda session: _submit_over(session, wanted, begin_ms))
 
 
-def _input(args: argparse.Namespace) -> Any:
+def _begin_ms(args: argparse.Namespace) -> int:
+    """When the task may begin: milliseconds since 1970, 0 for at once."""
+    from swarmd.adapters.system import SystemClock
+    from swarmd.core.errors import Rejected
+    from swarmd.edges.cli.times import duration_ms, moment_ms
+
+    if args.at and args.delay:
+        raise Rejected("bad_usage", "give --at or --in, not both")
+    if args.at:
+        return moment_ms("--at", args.at)
+    return SystemClock().now_ms() + duration_ms("--in", args.delay) if args.delay else 0
+
+
+def input_of(args: argparse.Namespace) -> Any:
     """The input: an argument, a file or stdin; JSON if it parses as JSON, else text."""
     import msgspec
 
@@ -94,7 +112,7 @@ def _input(args: argparse.Namespace) -> Any:
         raise Rejected("bad_input", "the input is neither JSON nor UTF-8 text") from None
 
 
-async def _submit_over(session: Session, wanted: Any) -> int:
+async def _submit_over(session: Session, wanted: Any, begin_ms: int) -> int:
     from swarmd.core.events import RetryPolicy
     from swarmd.edges.client import Client
 
@@ -103,6 +121,7 @@ async def _submit_over(session: Session, wanted: Any) -> int:
         "id": args.id,
         "priority": args.priority,
         "timeout_ms": round(args.timeout * 1000),
+        "not_before_ms": begin_ms,
         "tenant": args.tenant,
         "labels": flags.labels_of(args.label),
         "retry": RetryPolicy(attempts_max=args.attempts_max),
@@ -224,6 +243,8 @@ async def _task_status(session: Session, task: str) -> int:
 
 def swarm_text(status: SwarmStatus) -> str:
     """A swarm in a few lines."""
+    from swarmd.edges.cli.times import moment_text
+
     tasks = ", ".join(f"{count} {state}" for state, count in sorted(status.tasks.items())) or "none live"
     counted = {name: count for name, count in status.counters.items() if isinstance(count, int) and count}
     lines = [
@@ -235,9 +256,15 @@ def swarm_text(status: SwarmStatus) -> str:
         f"so far   {', '.join(f'{count} {name}' for name, count in counted.items()) or 'nothing'}",
     ]
     lines += [f"waiting  {count} for agent {agent}" for agent, count in sorted(status.waiting.items())]
+    lines += [f"next     {moment_text(due.next_ms)} {due.id} ({due.agent})" for due in _soonest(status)]
     lines += [f"refusing {status.refusing}"] if status.refusing else []
     lines += [f"budget   {account_text(account)}" for account in status.budgets]
     return "\n".join(lines)
+
+
+def _soonest(status: SwarmStatus) -> list[NextSlot]:
+    """The schedules that fire next, the first few of them."""
+    return sorted((due for due in status.schedules if due.next_ms), key=lambda due: due.next_ms)[:SCHEDULES_SHOWN]
 
 
 def _tasks(args: argparse.Namespace) -> int:
