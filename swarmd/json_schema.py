@@ -1,9 +1,9 @@
 """JSON values against JSON Schemas (draft 2020-12), with errors in words that name the field: `$.age: must be integer`.
 
 Job: one reading of schemas for model answers, human answers and tool arguments. Invariants: references are pointers
-into the schema itself (no network) and never go in circles on one value; values are nested to a bounded depth: the
-library recurses, and what it is made of aborts the process when the stack runs out. A schema that is wrong is an error
-of its own, never a silent pass; the number and length of the errors are bounded. The library is imported at first use.
+into the schema itself (no network) and never go in circles on one value; values are nested to a bounded depth,
+since the library recurses. A schema that is wrong is an error of its own, never a silent pass; the number and length of
+the errors are bounded. The library is imported at first use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 PROBLEMS_MAX: Final = 8
 WORDS_MAX: Final = 300
-DEPTH_MAX: Final = 64
+DEPTH_MAX: Final = 32
+SCHEMA_DEPTH_MAX: Final = 128
 _CACHED: Final = 256
 #: Keywords whose schemas apply to the same value, and not to a part of it.
 _IN_PLACE: Final = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else")
@@ -35,9 +36,16 @@ def problems(value: Any, schema: dict[str, Any]) -> list[str]:
     validator = _validator(msgspec.json.encode(schema))
     if _deeper_than(value, DEPTH_MAX):
         return [f"$: must not be nested deeper than {DEPTH_MAX}"]
-    found = list(validator.iter_errors(value))
-    found.sort(key=lambda error: (len(error.absolute_path), error.json_path))
-    words = [line for error in found[:PROBLEMS_MAX] for line in _in_words(error)]
+    try:
+        found = list(validator.iter_errors(value))
+        found.sort(key=lambda error: (len(error.absolute_path), error.json_path))
+        words = [line for error in found[:PROBLEMS_MAX] for line in _in_words(error)]
+    except BaseException as error:
+        # Out of stack, which a schema of many layers per level of the value can still bring about. Within the library's
+        # compiled part that is a panic, which is no Exception.
+        if not isinstance(error, RecursionError) and type(error).__name__ != "PanicException":
+            raise
+        raise Rejected("bad_schema", "the schema has too many layers to check this value: make it flatter") from None
     return list(dict.fromkeys(words))[:PROBLEMS_MAX]
 
 
@@ -54,8 +62,8 @@ def _validator(encoded: bytes) -> Any:
     import jsonschema
 
     schema = msgspec.json.decode(encoded)
-    if _deeper_than(schema, 2 * DEPTH_MAX):
-        raise Rejected("bad_schema", f"the schema is nested deeper than {2 * DEPTH_MAX}")
+    if _deeper_than(schema, SCHEMA_DEPTH_MAX):
+        raise Rejected("bad_schema", f"the schema is nested deeper than {SCHEMA_DEPTH_MAX}")
     _check_references(schema)
     try:
         jsonschema.Draft202012Validator.check_schema(schema)

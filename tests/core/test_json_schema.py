@@ -84,6 +84,17 @@ def test_a_schema_may_describe_a_tree() -> None:
     assert problems(deep, tree) == [f"$: must not be nested deeper than {DEPTH_MAX}"]
 
 
+def test_a_schema_that_runs_out_of_stack_is_refused_and_nothing_dies() -> None:
+    layered: dict[str, Any] = {"properties": {"next": {"$ref": "#"}}}
+    for _ in range(40):
+        layered = {"allOf": [layered]}
+    deep: Any = {}
+    for _ in range(DEPTH_MAX - 1):
+        deep = {"next": deep}
+    with pytest.raises(Rejected, match="too many layers"):
+        problems(deep, layered)
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: (
