@@ -23,13 +23,20 @@ Shortage = tuple[str, int]  #: (account, measure) that cannot give what is wante
 
 
 class Granting:
-    """Answers wishes for one leader in one office. What is decided and not folded yet is not decided again."""
+    """Answers wishes for one leader in one office. What is decided and not folded yet is not decided again.
+
+    `declared` is whether the fold knows the limits of this leader.
+    """
 
     def __init__(self, state: SwarmState, limits: Mapping[str, Limit]) -> None:
         self._state, self._limits = state, dict(limits)
         self._decided: set[str] = set()
         self._looked_at: tuple[int, int] = (-1, -1)
         self._declaring = False
+        self.declared = self._is_declared()
+
+    def _is_declared(self) -> bool:
+        return budgets.shared_limits(self._state.accounts) == self._limits
 
     def due(self, now_ms: int) -> Budgeted | None:
         """The limits as they should be from now on, if the log says otherwise."""
@@ -37,7 +44,7 @@ class Granting:
         if self._declaring:
             return None
         day = now_ms // DAY_MS if any(limit.period == "day" for limit in self._limits.values()) else 0
-        if budgets.shared_limits(state.accounts) == self._limits and day <= state.budget_day:
+        if self._is_declared() and day <= state.budget_day:
             return None
         self._declaring = True
         return Budgeted(term=state.term, limits=self._limits, day=day)
@@ -49,6 +56,7 @@ class Granting:
             self._looked_at = (-1, -1)
         else:
             self._declaring = False
+            self.declared = self._is_declared()
 
     def wished(self) -> None:
         """There is a new wish."""

@@ -538,7 +538,8 @@ class Leader:
         events += self._events
         self._events = []
         events += self.granting.decide()
-        events += self.placing.decide(self.links, self.settings.placements_max)
+        if self.granting.declared:  # an attempt that starts before its limits are folded would escape them
+            events += self.placing.decide(self.links, self.settings.placements_max)
         return events
 
     def dropped(self, events: list[Event], error: Rejected) -> None:

@@ -58,3 +58,12 @@ def wrong(state: SwarmState, commit: Commit | Garbage, before: dict[tuple[str, i
         if limit is not None and now > max(limit, before.get(key, 0), 0):
             return f"{budgets.in_words(*key)}: {now} are spent and reserved, the limit is {limit}"
     return ""
+
+
+def over(state: SwarmState) -> str:
+    """Whether more was spent and reserved than there is; members that keep to their grants never come to that."""
+    for key, now in promised(state).items():
+        limit = budgets.amounts_of(state.accounts[key[0]].limit)[key[1]]
+        if limit is not None and now > limit:
+            return f"{budgets.in_words(*key)}: {now} are spent and reserved, the limit is {limit}"
+    return ""

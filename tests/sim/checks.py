@@ -82,7 +82,7 @@ class Oracle:
         before = books.promised(state)
         refused: list[int] = []
         effects = apply(state, commit, refused)
-        unsound = books.wrong(state, commit, before) if state.accounts or before else ""
+        unsound = (books.wrong(state, commit, before) or books.over(state)) if state.accounts or before else ""
         if unsound:
             raise Violation(f"{record.seq}: {unsound}")
         key = (f"{commit.role}/{commit.writer}", commit.boot, commit.n)

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from swarmd.core import ids, subjects
-from swarmd.core.events import RetryPolicy
+from swarmd.core.events import Budget, RetryPolicy
 from swarmd.core.wire import Outcome, Receipt, Submission, TaskQuery
 from tests.sim import script as scripts
 from tests.sim.world import Process
@@ -53,6 +53,10 @@ class Client(Process):
         submission = Submission(
             script.agent, Raw(scripts.encode(script)), task_id, priority=chance.choice((0, 0, 0, 5, -5)), retry=retry
         )
+        if n % 4 == 1:
+            submission.budget = Budget(tokens=5 + 7 * (n % 5), steps=3 + n % 7)
+        if n % 3 == 0:
+            submission.tenant = "acme"
         if chance.random() < 0.1:
             submission.timeout_ms = chance.randint(200, 3_000)
         if chance.random() < 0.1:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from swarmd.core import ids, subjects
+from swarmd.core.budgets import Purse
 from swarmd.core.codec import Garbage, Record
 from swarmd.core.events import (
     Awaited,
@@ -22,12 +23,14 @@ from swarmd.core.events import (
     Fact,
     Failed,
     Failure,
+    GrantWanted,
     MemberJoined,
     MemberLeft,
     Question,
     Returned,
     Sent,
     Spawned,
+    Spending,
     Stepped,
     Suspended,
 )
@@ -36,6 +39,7 @@ from swarmd.core.wire import (
     Beat,
     ChildDone,
     Dispatch,
+    Grant,
     Heartbeat,
     Instruct,
     Pause,
@@ -57,6 +61,7 @@ NODES = 2
 CAPACITY = 3
 STEPS = Stepped | Spawned | Awaited | Sent | Dropped
 EVENTS = ("rain", "sun")
+STEP = Spending(tokens=3, steps=1)
 _dispatches = msgspec.json.Decoder(Dispatch)
 
 
@@ -69,7 +74,8 @@ class Run:
         self.done: set[str] = set()
         self.children = dict(start.children)
         self.resolved = set(start.resolved)
-        self.stopped = self.paused = False
+        self.stopped = self.paused = self.asking = False
+        self.purse = Purse(start.grant)
         self.busy = True
         if start.journal:
             seqs = [seq for seq, _ in start.journal]
@@ -101,6 +107,9 @@ class Run:
         if self.paused:
             self._report(Suspended(epoch=self.start.epoch, waits=[]))
             return
+        if self.asking or not self._may_go_on():
+            return
+        hot = script.hot and self.purse.unlimited  # whoever holds a grant does not sit on it
         for n in range(script.steps):
             if f"s{n}" not in self.done:
                 self._execute(f"s{n}")
@@ -110,7 +119,7 @@ class Run:
                 self._record(self._act(act, f"act{n}"), f"act{n}")
                 return
             if not act.startswith("send") and f"act{n}" not in self.resolved:
-                if not script.hot:
+                if not hot:
                     self._report(Suspended(epoch=self.start.epoch, waits=[[f"act{n}"]]))
                 return
         for n, child in enumerate(script.children):
@@ -126,7 +135,7 @@ class Run:
             self._record(Dropped(epoch=self.start.epoch, key="drop", children=names), "drop")
             return
         if open_children:
-            if not script.hot:
+            if not hot:
                 groups = [[name] for name in open_children] if script.first else [open_children]
                 self._report(Suspended(epoch=self.start.epoch, waits=groups))
             return
@@ -134,6 +143,29 @@ class Run:
             self._execute("tail")
             return
         self._finish()
+
+    def _may_go_on(self) -> bool:
+        """Whether the next step can be paid for; when it cannot, more is asked for, and a refusal is the end."""
+        if self.purse.can(STEP):
+            return True
+        self.asking = True
+        fact = GrantWanted(epoch=self.start.epoch, n=self.purse.ask(), total=self.purse.wanted(STEP))
+        self.worker.writer.append([Event(self.start.task, fact)])
+        return False
+
+    def granted(self, item: Grant) -> None:
+        """The leader's word on the wishes of this attempt."""
+        if item.epoch != self.start.epoch:
+            return
+        self.purse.hear(item.n, item.total, item.refused)
+        if not self.asking or self.purse.answered < self.purse.asked:
+            return
+        self.asking = False
+        if self.purse.refused and not (self.stopped or self.busy):
+            failure = Failure("budget_exhausted", self.purse.refused)
+            self._report(Failed(epoch=self.start.epoch, failure=failure, retryable=False))
+        else:
+            self.advance()
 
     def _act(self, act: str, key: str) -> Awaited | Sent:
         """A wait with or without an end (somebody answers and signals in the end), or a message."""
@@ -171,6 +203,7 @@ class Run:
 
     def _record(self, fact: Fact, key: str) -> None:
         self.busy = True
+        self.purse.settle(Spending(), Spending(tokens=getattr(fact, "tokens", 0), steps=1))
         self.worker.writer.append([Event(self.start.task, fact)], lambda _: self._recorded(key))
 
     def _recorded(self, key: str) -> None:
@@ -263,6 +296,9 @@ class Worker(Process):
                     self._child_done(task, child, place)
                 case WaitDone(task, key, place):
                     self._wait_done(task, key, place)
+                case Grant(task):
+                    for run in self._runs_of(task):
+                        run.granted(item)
                 case Pause(task):
                     self._pause(task)
                 case Instruct(task, place):

@@ -8,7 +8,7 @@ from msgspec import Raw
 
 from swarmd.core import commits, snapshot
 from swarmd.core.codec import Packer, message_id
-from swarmd.core.events import TYPES, Completed, Elected, Event, Fact, Schedule
+from swarmd.core.events import TYPES, Completed, Elected, Event, Fact, Limit, Schedule
 from swarmd.core.office import LeaderSettings
 from tests.sim import script as scripts
 from tests.sim.breaks import broken
@@ -23,6 +23,13 @@ from tests.sim.world import EPOCH_MS, Process, World
 #: Once faults stop, everything must have ended within this much virtual time.
 CONVERGE_MS = 60_000
 SHORT_HORIZON = 250
+#: What the swarm and a tenant may spend, by turns: nothing limited, much, little, little each day.
+LIMITS: list[dict[str, Limit]] = [
+    {},
+    {"swarm": Limit(tokens=10_000, steps=4_000)},
+    {"swarm": Limit(tokens=400), "tenant:acme": Limit(steps=30)},
+    {"swarm": Limit(steps=90, period="day"), "tenant:acme": Limit(tokens=60, period="day")},
+]
 #: How late a deadline may be noticed once faults have stopped: an election and some repeats.
 OVERDUE_MS = 4_000
 
@@ -42,6 +49,7 @@ class Simulation:
             resend_ms=120,
             settle_ms=100,
             stall_ms=200,
+            budgets=LIMITS[seed % 4],
             schedules=self._schedules(),
         )
         self.swarm = Swarm(world, Settings("sim", settings, broken))
