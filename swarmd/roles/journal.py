@@ -18,8 +18,9 @@ from msgspec import Raw
 
 from swarmd.core.codec import Commit, too_deep
 from swarmd.core.commands import INLINE_BYTES_MAX, INPUT_DEPTH_MAX
-from swarmd.core.errors import Fault, Rejected
+from swarmd.core.errors import Fault
 from swarmd.core.events import NULL, Awaited, Dropped, Event, Fact, Failure, Sent, Spawned, Stepped, Suspended
+from swarmd.roles import failures
 from swarmd.roles.allowance import ONE_STEP, Allowance
 from swarmd.roles.attempt import AgentFailed, AttemptPorts, SuspendAttempt
 
@@ -63,6 +64,7 @@ class Journal:
         self._changed = asyncio.Event()  # something is resolved, a step has ended, or the attempt is over
         self._over = self._suspending = self._pause_wanted = False
         self._groups: list[list[str]] = []
+        self._failures: list[tuple[asyncio.Task[Any] | None, str, str, Exception]] = []
         self._allowance = Allowance(start, ports.writer, ports.clock)
 
     # --- reading ---
@@ -135,6 +137,8 @@ class Journal:
             await asyncio.sleep(0)  # a branch that has only been started may want what is recorded
         if self._unread and not self._branched:
             self._mismatch(f"{kind} {key!r}")
+        if self._failures:
+            await self._note_failures()
         await self._gate()
         await self._afford(key, ONE_STEP)
         return None
@@ -168,6 +172,33 @@ class Journal:
             self._allowance.drop(key)
             self._changed.set()
 
+    @contextmanager
+    def _failing(self, key: str, kind: str) -> Iterator[None]:
+        """Note what a step raises: it belongs into the journal if its agent goes on nonetheless."""
+        try:
+            yield
+        except Exception as error:
+            self._failures.append((asyncio.current_task(), key, kind, error))
+            raise
+
+    async def _note_failures(self) -> None:
+        """The agent goes on after failed steps of this branch: when it is resumed they must fail again, the same way.
+
+        A failure that ends the attempt is not recorded: the next attempt does the step again.
+        """
+        here = asyncio.current_task()
+        mine = [noted for noted in self._failures if noted[0] is here]
+        self._failures = [noted for noted in self._failures if noted[0] is not here]
+        for _, key, kind, error in mine:
+            failure, raised = failures.noted(error)
+            await self._record(Stepped(epoch=self.epoch, key=key, kind=kind, failure=failure, result=raised))
+
+    async def _result_of(self, step: Stepped) -> Any:
+        """What a recorded step returned. Raises what it raised."""
+        if isinstance(step.failure, Failure):
+            raise failures.revived(step.failure, step.result)
+        return await self._value(step.result, step.result_blob)
+
     async def _record(self, fact: Fact) -> None:
         self._check_open()  # while the step acted, the agent's function may have ended
         self._allowance.bill(fact)
@@ -181,12 +212,11 @@ class Journal:
         """The recorded result under `key`, or `act`'s, recorded. Live and replayed results are equal JSON."""
         recorded = await self._look_up(key, kind)
         if isinstance(recorded, Stepped):
-            if isinstance(recorded.failure, Failure):
-                raise Rejected(recorded.failure.code, recorded.failure.message)
-            return await self._value(recorded.result, recorded.result_blob)
+            return await self._result_of(recorded)
         started = self._ports.clock.now_ms()
         with self._acting(key):
-            value = await act()
+            with self._failing(key, kind):
+                value = await act()
             inline, blob = await self.pack(value)
             step = Stepped(epoch=self.epoch, key=key, kind=kind, result=inline, result_blob=blob)
             step.duration_ms = self._ports.clock.now_ms() - started

@@ -127,11 +127,11 @@ class ModelSteps(Waits):
             del self._unread[noted]  # the tries of an answer that is recorded
         recorded = await self._look_up(key, "model")
         if isinstance(recorded, Stepped):
-            return msgspec.convert(await self._value(recorded.result, recorded.result_blob), ModelReply)
+            return msgspec.convert(await self._result_of(recorded), ModelReply)
         while True:
             await self._afford(key, call_cost(order[chosen], request, self._ports.prices))
             started = self._ports.clock.now_ms()
-            with self._acting(key):
+            with self._acting(key), self._failing(key, "model"):
                 try:
                     reply = await self._call(order[chosen], request, stream)
                 except (Fault, Rejected) as error:

@@ -36,7 +36,7 @@ INBOX_BYTES_MAX: Final = 512 * 1024
 class PeopleRequests:
     """The verbs of one leader. `reply` answers a request, `later` runs what must read the log first.
 
-    `ask` makes the receipt of what the fold makes of an event.
+    `ask` stands for a caller who is told what the fold made of an event, and of which question it was an answer.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class PeopleRequests:
         reader: Reader,
         reply: Callable[[str, object], None],
         later: Callable[[str, Coroutine[Any, Any, None]], None],
-        ask: Callable[[str], object],
+        ask: Callable[[str, str], object],
     ) -> None:
         self._leader, self._reader = leader, reader
         self._reply, self._later, self._ask = reply, later, ask
@@ -120,7 +120,7 @@ class PeopleRequests:
         state = self._leader.state
         found = state.questions.get(answer.id)
         if found is None:
-            raise await self._why_closed(answer.id)
+            raise await self.why_closed(answer.id)
         task_id, key = found
         asked, _ = await self._question(state.tasks[task_id].awaited[key].place)
         value, schema = msgspec.json.decode(answer.value), msgspec.json.decode(asked.schema)
@@ -128,11 +128,12 @@ class PeopleRequests:
         if wrong:
             raise Rejected("invalid_answer", "; ".join(wrong))
         if answer.id not in state.questions:  # somebody was faster while the log was read
-            raise await self._why_closed(answer.id)
+            raise await self.why_closed(answer.id)
         fact = Resolved(term=state.term, key=key, value=answer.value, by=answer.by)
-        self._leader.propose(Event(task_id, fact), self._ask(reply))
+        self._leader.propose(Event(task_id, fact), self._ask(reply, answer.id))
 
-    async def _why_closed(self, question: str) -> SwarmdError:
+    async def why_closed(self, question: str) -> SwarmdError:
+        """What to say to whoever answers too late: who was first."""
         place = self._leader.state.closed.get(question)
         if place is None:
             return Rejected("unknown_request", f"there is no open request {question}: `swarmd inbox` lists them")
@@ -179,7 +180,7 @@ class PeopleRequests:
     def _propose(self, message: Received, subject: str, fact: Fact) -> None:
         self._leader.require_office()
         fact.term = self._leader.state.term  # type: ignore[attr-defined]  # each of these facts has one
-        self._leader.propose(Event(subject, fact), self._ask(message.reply))
+        self._leader.propose(Event(subject, fact), self._ask(message.reply, ""))
 
 
 def _check_text(name: str, text: str, most: int, least: int = 0) -> None:

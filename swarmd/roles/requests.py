@@ -42,10 +42,13 @@ class _BatchAsk:
 
 
 class _ResultAsk:
-    """A `ctl.result` request that waits for a verdict, until `timer` gives it up."""
+    """A request that waits for a verdict, until `timer` gives it up, or for what the fold makes of an event.
 
-    def __init__(self, reply: str) -> None:
-        self.reply = reply
+    `question` is what it answers, if it does.
+    """
+
+    def __init__(self, reply: str, question: str = "") -> None:
+        self.reply, self.question = reply, question
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -57,6 +60,7 @@ class Requests:
     def __init__(self, leader: Leader, log: Log, clock: Clock, entropy: Entropy, changed: Callable[[], None]) -> None:
         self._leader, self._clock, self._entropy = leader, clock, entropy
         self._reader = Reader(log)
+        self._people = PeopleRequests(leader, self._reader, self._reply, self._later, _ResultAsk)
         self._changed = changed
         self.replies: list[tuple[str, bytes]] = []
         self._verbs: dict[str, Callable[[Received], None]] = {
@@ -65,7 +69,7 @@ class Requests:
             "status": self._on_status,
             "cancel": self._on_cancel,
             "redrive": self._on_redrive,
-            **PeopleRequests(leader, self._reader, self._reply, self._later, _ResultAsk).verbs(),
+            **self._people.verbs(),
             **ScheduleRequests(leader, clock, self._reply, _ResultAsk).verbs(),
         }
 
@@ -74,7 +78,11 @@ class Requests:
         if isinstance(ask, _ResultAsk):
             if ask.timer is not None:
                 ask.timer.cancel()  # it may have an hour to go, and there may be thousands a second
-            self._reply(ask.reply, answer)
+            late = isinstance(answer.error, Failure) and answer.error.code == "too_late"
+            if late and ask.question:
+                self._later(ask.reply, self._too_late(ask.question))
+            else:
+                self._reply(ask.reply, answer)
         elif isinstance(ask, tuple) and isinstance(answer, Receipt):
             batch, place = ask
             self._fill(batch, place, answer)
@@ -109,6 +117,10 @@ class Requests:
             self._changed()
 
         self.group.create_task(run())
+
+    async def _too_late(self, question: str) -> None:
+        """Somebody was first: say who."""
+        raise await self._people.why_closed(question)
 
     def take(self, message: Received) -> None:
         """Serve one request on `ctl.<verb>`; what is wrong with it is answered, never raised."""

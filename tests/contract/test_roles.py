@@ -533,3 +533,67 @@ async def test_a_heartbeat_that_the_broker_refuses_is_followed_by_others() -> No
     async with employed(run, heart) as there:
         await until(lambda: there.heart.beats != [])
     assert heart.refused == 1
+
+
+class Refused(Exception):
+    """An error of an agent's own, with an argument that nobody can guess."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"refused with {code}")
+        self.status = code
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), Refused(7), Rejected("bad", "not so"), AgentFailed("odd", "very"), KeyError("k")]
+)
+async def test_a_failure_that_an_agent_survives_fails_again_in_the_same_way(
+    ports: AttemptPorts, error: Exception
+) -> None:
+    """The step is not done again, and the agent takes the same turn. What ends the attempt is not recorded."""
+    calls: list[str] = []
+
+    def flaky() -> None:
+        calls.append("flaky")
+        raise error
+
+    async def run(ctx: Context, wanted: Any) -> Any:
+        try:
+            await ctx.step("flaky", flaky)
+        except type(error) as failed:
+            seen = f"{type(failed).__name__}: {failed}"
+            return await ctx.step("instead", lambda: seen)
+
+    first = await outcome(ports, run)
+    assert isinstance(first, Completed)
+    again = await outcome(ports, run, journal=[(1, 0), (2, 0)])
+    assert isinstance(again, Completed)
+    assert bytes(again.output) == bytes(first.output)
+    assert calls == ["flaky"]
+
+    async def fails(ctx: Context, wanted: Any) -> Any:
+        await ctx.step("flaky", flaky)
+
+    before = len(await recorded(ports))
+    assert isinstance(await outcome(ports, fails), Failed)
+    assert len(await recorded(ports)) == before + 1  # the mark that the first look made
+
+
+async def test_a_journal_of_other_code_is_an_error_that_shows_both(ports: AttemptPorts) -> None:
+    async def old(ctx: Context, wanted: Any) -> Any:
+        await ctx.step("fetch", lambda: 1)
+        await ctx.step("parse", lambda: 2)
+
+    async def new(ctx: Context, wanted: Any) -> Any:
+        await ctx.step("fetch", lambda: 1)
+        await ctx.step("store", lambda: 3)
+
+    async def shorter(ctx: Context, wanted: Any) -> Any:
+        await ctx.step("fetch", lambda: 1)
+
+    assert isinstance(await outcome(ports, old), Completed)
+    for code, found in ((new, "with step 'store#1'"), (shorter, "with its end")):
+        fact = await outcome(ports, code, journal=[(1, 0), (2, 0)])
+        assert isinstance(fact, Failed)
+        assert (fact.failure.code, fact.retryable) == ("journal_mismatch", False)
+        assert "goes on with step 'parse#1'" in fact.failure.message
+        assert found in fact.failure.message
