@@ -33,7 +33,7 @@ from swarmd.core.wire import SwarmStatus
 from swarmd.edges.child import Child
 from swarmd.edges.disk import watch_disk
 from swarmd.edges.plan import ORDER, Part, members_wanted, parts_of, write_settings
-from swarmd.edges.settings import READY_FILE, data_dir, nats_of, secrets_of
+from swarmd.edges.settings import READY_FILE, data_dir, leader_settings, nats_of, secrets_of
 from swarmd.edges.web.token import keep_token, sign_in_url
 from swarmd.edges.wiring import connected
 
@@ -306,6 +306,8 @@ def main(settings: Settings, agents: tuple[str, ...], *, as_json: bool) -> int:
         swarms = {name: msgspec.structs.replace(table, agents=agents) for name, table in settings.swarms.items()}
         settings = msgspec.structs.replace(settings, swarm=swarms)
     configure_logs(settings.log.format, settings.log.level, secrets=secrets_of(settings), role="up")
+    for swarm in (*settings.swarms, *([settings.hive.name] if settings.hive else [])):
+        leader_settings(settings, swarm)  # what is wrong with it is said before anything is started
 
     def announce(ready: Ready) -> None:
         print(msgspec.json.encode(ready).decode() if as_json else _greeting(ready), flush=True)
