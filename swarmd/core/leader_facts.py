@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
     from swarmd.core.codec import Commit
 
+#: The budget of a submission that has none.
+NO_BUDGET: Final = Submitted(term=0, agent="", digest="").budget
+
 
 def _elected(state: SwarmState, commit: Commit, index: int, subject: str, fact: Elected, out: Sink) -> str:
     if fact.term <= state.term:
@@ -100,7 +103,8 @@ def _begin(state: SwarmState, subject: str, place: Place, fact: Submitted, out: 
         requires=fact.requires,
     )
     state.tasks[subject] = task
-    open_account(state, task, task.draws)
+    if task.budget is not NO_BUDGET:
+        open_account(state, task, task.draws)
     state.counters.submitted += 1
     if fact.not_before_ms:
         task.state, task.not_before_ms = "delayed", fact.not_before_ms

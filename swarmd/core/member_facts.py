@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import UNSET, Raw
 
 from swarmd.core import effects as fx
-from swarmd.core.budgets import NO_LIMIT, bill, bounded
+from swarmd.core.budgets import NO_LIMIT, bounded
 from swarmd.core.events import (
     Awaited,
     Completed,
@@ -25,7 +25,7 @@ from swarmd.core.events import (
     Suspended,
 )
 from swarmd.core.ids import child_id, node_member, swarm_member
-from swarmd.core.moves import Sink, end, open_account, queue, retire, spend, spend_last, wish_key
+from swarmd.core.moves import NOTHING_SPENT, Sink, end, open_account, queue, retire, spend, spend_last, wish_key
 from swarmd.core.state import Attempt, Member, SwarmState, Task
 from swarmd.core.wait_facts import begin_wait, deliver, is_resolved
 
@@ -90,8 +90,7 @@ def _stepped(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
     if fact.key in attempt.journal:
         return "repeated_step"
     attempt.journal[fact.key] = (commit.seq, index)
-    spend(state, task, attempt, bill(fact.tokens, fact.cost_microusd, 1, fact.ran_ms))
-    state.counters.steps += 1
+    spend(state, task, attempt, fact.tokens, fact.cost_microusd, fact.ran_ms)
     return ""
 
 
@@ -106,7 +105,6 @@ def _awaited(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
     place = known.place if known else (commit.seq, index)
     attempt.journal[fact.key] = place
     spend(state, task, attempt)
-    state.counters.steps += 1
     if known is None:
         begin_wait(state, task, fact, place, out)
     return ""
@@ -121,7 +119,6 @@ def _sent(state: SwarmState, commit: Commit, index: int, subject: str, fact: Sen
         return "repeated_step"
     attempt.journal[fact.key] = (commit.seq, index)
     spend(state, task, attempt)
-    state.counters.steps += 1
     if fact.key not in task.sent:
         task.sent[fact.key] = None
         deliver(state, task, fact.to, (commit.seq, index), out)
@@ -137,7 +134,6 @@ def _dropped(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
         return "repeated_step"
     attempt.journal[fact.key] = (commit.seq, index)
     spend(state, parent, attempt)
-    state.counters.steps += 1
     why = Failure("cancelled", fact.reason or "its parent no longer needs it")
     for name in fact.children:
         child = state.tasks.get(name)
@@ -172,7 +168,6 @@ def _spawned(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
         return "repeated_id"
     attempt.journal[fact.key] = (commit.seq, index)
     spend(state, parent, attempt)
-    state.counters.steps += 1
     if child in parent.children:
         return ""
     task = Task(
@@ -193,7 +188,9 @@ def _spawned(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
     )
     parent.children[child] = None
     state.tasks[child] = task
-    open_account(state, task, parent.draws)
+    task.draws = parent.draws
+    if task.budget is not NO_LIMIT:
+        open_account(state, task, parent.draws)
     state.counters.submitted += 1
     out.append(fx.Queued(task, new=True))
     return ""
@@ -206,7 +203,8 @@ def _suspended(state: SwarmState, commit: Commit, index: int, subject: str, fact
     task, attempt = found
     if any(name not in task.children and name not in task.awaited for group in fact.waits for name in group):
         return "unknown_wait"
-    spend_last(state, task, attempt, fact.spent)
+    if fact.spent is not NOTHING_SPENT:
+        spend_last(state, task, attempt, fact.spent)
     retire(state, task, fact.epoch)
     if task.attempts:
         return ""
@@ -223,7 +221,8 @@ def _returned(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     if isinstance(found, str):
         return found
     task, attempt = found
-    spend_last(state, task, attempt, fact.spent)
+    if fact.spent is not NOTHING_SPENT:
+        spend_last(state, task, attempt, fact.spent)
     retire(state, task, fact.epoch)
     if not task.attempts:
         queue(state, task, out)
@@ -235,7 +234,8 @@ def _completed(state: SwarmState, commit: Commit, index: int, subject: str, fact
     if isinstance(found, str):
         return found
     task, attempt = found
-    spend_last(state, task, attempt, fact.spent)
+    if fact.spent is not NOTHING_SPENT:
+        spend_last(state, task, attempt, fact.spent)
     end(
         state,
         fx.Ended(task, "completed", (commit.seq, index), fact.output, fact.output_blob),
@@ -250,7 +250,8 @@ def _failed(state: SwarmState, commit: Commit, index: int, subject: str, fact: F
     if isinstance(found, str):
         return found
     task, attempt = found
-    spend_last(state, task, attempt, fact.spent)
+    if fact.spent is not NOTHING_SPENT:
+        spend_last(state, task, attempt, fact.spent)
     task.failures += 1
     if fact.retryable and len(task.attempts) > 1:
         retire(state, task, fact.epoch)

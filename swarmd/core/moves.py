@@ -6,7 +6,7 @@ from typing import Final
 
 from swarmd.core import budgets
 from swarmd.core import effects as fx
-from swarmd.core.events import Limit, Spending
+from swarmd.core.events import Completed, Limit, Spending
 from swarmd.core.ids import is_uuid7
 from swarmd.core.outcomes import PARENT_ENDED
 from swarmd.core.state import Attempt, Place, SwarmState, Task, TaskState, Tombstone, Untold, Wait
@@ -14,8 +14,9 @@ from swarmd.core.state import Attempt, Place, SwarmState, Task, TaskState, Tombs
 Sink = list[fx.Effect]
 #: Closed questions that are remembered, for those who answer late.
 CLOSED_MAX: Final = 10_000
-ONE_STEP: Final = [0, 0, 1, 0]
-NOTHING_SPENT: Final = Spending()
+#: The `spent` of reports that add nothing.
+NOTHING_SPENT: Final = Completed(epoch=0).spent
+BILL_MAX: Final = budgets.BILL_MAX
 
 
 def queue(state: SwarmState, task: Task, out: Sink) -> None:
@@ -56,28 +57,45 @@ def _free(state: SwarmState, task_id: str, member_id: str) -> None:
         member.running.pop(task_id, None)
 
 
-def spend(state: SwarmState, task: Task, attempt: Attempt, spent: budgets.Amounts = ONE_STEP) -> None:
-    """Charge what an attempt spent: to the task and its parents, and to whoever limits it."""
-    tokens, cost, steps, ran_ms = spent
+def spend(state: SwarmState, task: Task, attempt: Attempt, tokens: int = 0, cost: int = 0, ran_ms: int = 0) -> None:
+    """Charge a step to the task and its parents, and to whoever limits them; nothing negative, nothing absurd."""
+    if not (0 <= tokens < BILL_MAX and 0 <= cost < BILL_MAX and 0 <= ran_ms < BILL_MAX):
+        tokens, cost, _, ran_ms = budgets.bill(tokens, cost, 1, ran_ms)
     kin: Task | None = task
     while kin is not None:
+        kin.spent_steps += 1
         kin.spent_tokens += tokens
-        kin.spent_microusd += cost
-        kin.spent_steps += steps
-        kin.ran_ms += ran_ms
+        if cost or ran_ms:
+            kin.spent_microusd += cost
+            kin.ran_ms += ran_ms
         kin = state.tasks.get(kin.parent) if kin.parent else None
-    state.counters.tokens += tokens
-    state.counters.cost_microusd += cost
-    accounts = state.accounts
-    if accounts:
-        names = budgets.names_of(accounts, task.draws, task.tenant) if attempt.held is None else ()
-        budgets.settle(accounts, names, attempt.held, spent)
+    counters = state.counters
+    counters.steps += 1
+    counters.tokens += tokens
+    counters.cost_microusd += cost
+    if state.accounts:
+        _settle(state, task, attempt, [tokens, cost, 1, ran_ms])
 
 
 def spend_last(state: SwarmState, task: Task, attempt: Attempt, spent: Spending) -> None:
     """Charge what the last report of an attempt adds to its steps."""
-    if spent != NOTHING_SPENT:
-        spend(state, task, attempt, budgets.bill_of(spent))
+    bill = budgets.bill_of(spent)
+    kin: Task | None = task
+    while kin is not None:
+        kin.spent_tokens += bill[0]
+        kin.spent_microusd += bill[1]
+        kin.spent_steps += bill[2]
+        kin.ran_ms += bill[3]
+        kin = state.tasks.get(kin.parent) if kin.parent else None
+    state.counters.tokens += bill[0]
+    state.counters.cost_microusd += bill[1]
+    if state.accounts:
+        _settle(state, task, attempt, bill)
+
+
+def _settle(state: SwarmState, task: Task, attempt: Attempt, bill: budgets.Amounts) -> None:
+    names = budgets.names_of(state.accounts, task.draws, task.tenant) if attempt.held is None else ()
+    budgets.settle(state.accounts, names, attempt.held, bill)
 
 
 def wish_key(task_id: str, epoch: int) -> str:
@@ -141,7 +159,7 @@ def _close(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> 
     if task.attempts:
         task.journal = task.attempts[reporter or max(task.attempts)].journal
         task.attempts = {}
-    if task.budget != budgets.NO_LIMIT:
+    if state.accounts:
         state.accounts.pop(budgets.task_account(task.id), None)
     _bury(state, task, ended.state, place)
     if task.reply:

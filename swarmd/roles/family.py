@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Raw
 
+from swarmd.core.budgets import check_limits
 from swarmd.core.events import Budget, Dropped, Spawned
 from swarmd.core.ids import check_name, child_id
 from swarmd.core.outcomes import outcome_at
@@ -58,6 +59,7 @@ class Family(Journal):
         if priority is not None:
             fact.priority = max(-PRIORITY_MAX, min(PRIORITY_MAX, int(priority)))
         if budget is not None:
+            check_limits("budget", budget)
             fact.budget = budget
         try:  # an event of another shape would be garbage to everyone who reads it
             fact.labels = msgspec.convert(dict(labels or {}), dict[str, str])

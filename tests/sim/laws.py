@@ -178,8 +178,12 @@ LAWS: Final[dict[int, Law]] = {
     ),
     15: Law(
         "Budgets",
-        (),
+        ("crash_workers", "two_leaders", "crash_leaders", "drain_workers", "lose_receipts"),
         (
+            "tests.core.test_budgets::test_under_any_log_nothing_is_promised_twice_and_every_end_releases",
+            "tests.core.test_budgets::test_attempts_side_by_side_never_overshoot_together",
+            "tests.core.test_budgets::test_the_next_leader_answers_what_the_last_one_left_open",
+            "tests.core.test_budgets::test_when_all_wait_for_each_other_the_youngest_wish_is_refused",
             "tests.sim.test_laws::test_each_attempt_is_granted_what_is_left",
             "tests.sim.test_laws::test_a_negative_bill_gives_nothing_back",
         ),
