@@ -13,7 +13,6 @@ import re
 import tomllib
 import typing
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, Final, Literal
 
 import msgspec
@@ -22,11 +21,12 @@ from msgspec import Struct, field
 from swarmd.core.agent import AgentSpec
 from swarmd.core.budgets import BUDGET_MAX, SWARM, has_limit, tenant_account
 from swarmd.core.errors import Rejected
-from swarmd.core.events import Budget, Limit, RetryPolicy, Schedule
+from swarmd.core.events import Budget, Limit, Schedule
 from swarmd.core.ids import NAME_PATTERN, check_name
 from swarmd.core.model_profile import PROFILES, Structured, SystemRole, TokenParameter
 from swarmd.core.prices import Price
 from swarmd.core.program import ProgramSpec
+from swarmd.core.schedule_spec import ScheduleSpec
 
 ENV_PREFIX: Final = "SWARMD_"
 DEFAULT_SWARM: Final = "main"
@@ -37,7 +37,6 @@ Port = typing.Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = typing.Annotated[int, msgspec.Meta(ge=1)]
 Seconds = typing.Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Natural = typing.Annotated[int, msgspec.Meta(ge=0)]
-Moment = typing.Annotated[datetime, msgspec.Meta(tz=True)]
 Name = typing.Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 
 
@@ -233,6 +232,11 @@ class BudgetTable(Struct, frozen=True, forbid_unknown_fields=True):
         wall = None if self.wall_s is None else math.floor(self.wall_s * 1000)
         return Limit(self.tokens, cost, self.steps, wall, self.period)
 
+    def each(self) -> Budget:
+        """The same for one task, which has no days."""
+        limit = self.limit()
+        return Budget(limit.tokens, limit.cost_microusd, limit.steps, limit.wall_ms)
+
 
 class SwarmTable(Struct, frozen=True, forbid_unknown_fields=True):
     """One swarm: `workers` processes of `nodes` worker nodes with `capacity` slots each."""
@@ -273,59 +277,11 @@ class ProgramTable(ProgramSpec, frozen=True, forbid_unknown_fields=True):
     swarms: tuple[str, ...] = ()
 
 
-class ScheduleTable(Struct, frozen=True, forbid_unknown_fields=True):
-    """Tasks at points in time, by the schedule's id: each `every_ms`, or by `cron` in the time zone `zone`.
+class ScheduleTable(ScheduleSpec, frozen=True, forbid_unknown_fields=True):
+    """A declared schedule, by its id; `swarm` may be left out where there is one only."""
 
-    `swarm` may be left out where there is one only. A schedule that leaves the file is removed from its swarm.
-    """
-
-    agent: str
-    input: Any = None
     swarm: str = ""
-    every_ms: Natural = 0
-    cron: str = ""
-    zone: str = "UTC"
-    not_before: Moment | None = None
-    until: Moment | None = None
-    missed: Literal["skip", "once", "all"] = "once"
-    grace_ms: Natural = 60_000
-    overlap: Literal["allow", "skip"] = "allow"
-    priority: int = 0
-    tenant: str = ""
-    labels: dict[str, str] = field(default_factory=dict)
-    requires: dict[str, str] = field(default_factory=dict)
     budget: BudgetTable = BudgetTable()
-    retry: RetryPolicy = RetryPolicy()
-    timeout_ms: Natural = 0
-
-    def schedule(self, name: str) -> Schedule:
-        """The same as it stands in the log."""
-        limit = self.budget.limit()
-        return Schedule(
-            name,
-            self.agent,
-            msgspec.Raw(msgspec.json.encode(self.input)),
-            every_ms=self.every_ms,
-            cron=self.cron,
-            zone=self.zone,
-            not_before_ms=_ms(self.not_before),
-            until_ms=_ms(self.until),
-            missed=self.missed,
-            grace_ms=self.grace_ms,
-            overlap=self.overlap,
-            priority=self.priority,
-            tenant=self.tenant,
-            labels=self.labels,
-            requires=self.requires,
-            budget=Budget(limit.tokens, limit.cost_microusd, limit.steps, limit.wall_ms),
-            retry=self.retry,
-            timeout_ms=self.timeout_ms,
-            declared=True,
-        )
-
-
-def _ms(moment: datetime | None) -> int:
-    return round(moment.timestamp() * 1000) if moment else 0
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -374,7 +330,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     def schedules(self, swarm: str) -> dict[str, Schedule]:
         """The declared schedules of `swarm`, by id."""
         mine = {name: table for name, table in self.schedule.items() if (table.swarm or swarm) == swarm}
-        return {name: table.schedule(name) for name, table in mine.items()}
+        return {name: table.schedule(name, table.budget.each()) for name, table in mine.items()}
 
     def declared(self, swarm: str) -> list[AgentTable]:
         """The declared LLM agents of `swarm`."""
@@ -544,6 +500,8 @@ def _check(settings: Settings, where: str) -> None:
         check_name("schedule", name)
         if not table.swarm and len(hosted) > 1:
             raise Rejected("bad_config", f"{where}: schedule {name!r} must name its swarm: {_listed_names(hosted)}")
+        if table.budget.period != "total":
+            raise Rejected("bad_config", f"{where}: schedule {name!r}: each task has a budget of its own, not a day")
         if table.swarm and table.swarm not in hosted:
             why = f"names swarm {table.swarm!r}, {_listed_names(hosted)}"
             raise Rejected("bad_config", f"{where}: schedule {name!r} {why}")
@@ -560,6 +518,7 @@ def _check(settings: Settings, where: str) -> None:
 
 def _check_budgets(settings: Settings, where: str) -> None:
     tables = {"budget": settings.budget, **{f"tenant.{name}": table for name, table in settings.tenant.items()}}
+    tables |= {f"schedule.{name}.budget": table.budget for name, table in settings.schedule.items()}
     for name, table in tables.items():
         for key, unit in (("tokens", 1), ("cost_usd", 1_000_000), ("steps", 1), ("wall_s", 1000)):
             value = getattr(table, key)

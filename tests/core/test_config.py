@@ -159,6 +159,8 @@ def test_an_mcp_server_is_described_once_and_well(text: str, hint: str) -> None:
         ('[schedule."a b"]\nagent="x"', "must be 1 to 64 of"),
         ('[schedule.a]\nagent="x"\nuntil=2026-01-01T00:00:00', "timezone"),
         ('[schedule.a]\nagent="x"\nevery=5', "did you mean 'every_ms'"),
+        ('[schedule.a]\nagent="x"\nbudget={tokens=0}', "nothing could ever be spent"),
+        ('[schedule.a]\nagent="x"\nbudget={period="day"}', "each task has a budget of its own"),
     ],
 )
 def test_a_schedule_belongs_to_one_swarm(text: str, hint: str) -> None:
