@@ -67,12 +67,13 @@ def test_the_page_runs_as_it_is_written(tmp_path: Path) -> None:
             )
             assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
             assert not promised or done.stdout.splitlines() == promised, f"{command}: {done.stderr}"
-            told[command.split(";")[0]] = done.stdout + done.stderr
+            told[command.removeprefix("! ")] = done.stdout + done.stderr
     refused = next(text for command, text in told.items() if "dig-2" in command and "submit" in command)
     assert "steps of task dig-2" in refused
     assert "(budget_exhausted)" in refused
     assert "tenant acme" in next(text for command, text in told.items() if "acme-2" in command)
     assert "leave it out" in next(text for command, text in told.items() if "dig-3" in command)
+    assert "budget   of tenant:acme: 30 of 30 steps\n" in told["swarmd status --data data"]
     assert "spent    0 tokens, 10 steps" in told["swarmd status dig-2 --data data"]
 
 
