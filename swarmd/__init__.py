@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from swarmd.core.errors import Fault, Rejected
+    from swarmd.core.events import Budget
+    from swarmd.core.turns import ModelReply, ModelRequest, Turn
     from swarmd.core.wire import Submission
     from swarmd.edges.client import Client, Handle, TaskFailed
-    from swarmd.roles.attempt import AgentFailed, ChildFailed
+    from swarmd.roles.attempt import AgentFailed, Answer, ChildFailed, Decision, Message, TimedOut
     from swarmd.roles.context import Context
     from swarmd.sdk import Agent, agent
     from swarmd.sdk_tools import tool
@@ -18,14 +20,22 @@ if TYPE_CHECKING:
 __all__ = [
     "Agent",
     "AgentFailed",
+    "Answer",
+    "Budget",
     "ChildFailed",
     "Client",
     "Context",
+    "Decision",
     "Fault",
     "Handle",
+    "Message",
+    "ModelReply",
+    "ModelRequest",
     "Rejected",
     "Submission",
     "TaskFailed",
+    "TimedOut",
+    "Turn",
     "__version__",
     "agent",
     "tool",
@@ -34,14 +44,22 @@ __all__ = [
 _HOMES = {
     "Agent": "swarmd.sdk",
     "AgentFailed": "swarmd.roles.attempt",
+    "Answer": "swarmd.roles.attempt",
+    "Budget": "swarmd.core.events",
     "ChildFailed": "swarmd.roles.attempt",
     "Client": "swarmd.edges.client",
     "Context": "swarmd.roles.context",
+    "Decision": "swarmd.roles.attempt",
     "Fault": "swarmd.core.errors",
     "Handle": "swarmd.edges.client",
+    "Message": "swarmd.roles.attempt",
+    "ModelReply": "swarmd.core.turns",
+    "ModelRequest": "swarmd.core.turns",
     "Rejected": "swarmd.core.errors",
     "Submission": "swarmd.core.wire",
     "TaskFailed": "swarmd.edges.client",
+    "TimedOut": "swarmd.roles.attempt",
+    "Turn": "swarmd.core.turns",
     "agent": "swarmd.sdk",
     "tool": "swarmd.sdk_tools",
 }

@@ -87,6 +87,11 @@ def parse_query(payload: bytes) -> TaskQuery:
     return query
 
 
+def parse_as(kind: type[_T], payload: bytes) -> _T:
+    """A request of this kind. Raises `Rejected` with what is wrong with it."""
+    return _decode(msgspec.json.Decoder(kind), payload)
+
+
 def _decode(decoder: msgspec.json.Decoder[_T], payload: bytes) -> _T:
     try:
         if not payload.isascii():

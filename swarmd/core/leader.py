@@ -358,7 +358,7 @@ class Leader:
 
         Raises `Rejected` ("not_leader", "swarm_full", "store_full", "id_too_old") or `Conflict` ("id_taken").
         """
-        self._require_office()
+        self.require_office()
         return self.door.submit(submission, task_id, now_ms, packed, ask, self.refusing)
 
     def intake(self, seq: int, task_id: str, raw: tuple[Submission | Rejected, str], now_ms: int) -> None:
@@ -371,7 +371,8 @@ class Leader:
         if self.leading:
             self.door.refuse(subject, error)
 
-    def _require_office(self) -> None:
+    def require_office(self) -> None:
+        """Raises `Rejected("not_leader")` from whoever does not lead."""
         if not self.leading:
             raise Rejected("not_leader", "this orchestrator does not lead: ask again")
 
@@ -382,7 +383,7 @@ class Leader:
 
     def redrive(self, task_id: str, ask: Ask = None) -> None:
         """Give a dead task new attempts; `ask` is answered when the fold has done it."""
-        self._require_office()
+        self.require_office()
         if task_id not in self.state.dead:
             raise Rejected("not_dead", f"task {task_id} is not among the dead letters")
         self.propose(Event(task_id, Redriven(term=self.state.term)), ask)
@@ -392,7 +393,7 @@ class Leader:
 
         Raises `Rejected("not_leader")`.
         """
-        self._require_office()
+        self.require_office()
         self._asked.setdefault((type(event.data), event.subject), []).append((event.data, ask))
         self._events.append(event)
 
@@ -410,7 +411,8 @@ class Leader:
             self._asked.pop(key, None)
 
     def require_live(self, task_id: str) -> None:
-        self._require_office()
+        """Raises `Rejected` ("not_leader", "finished", "unknown_task") for what is no live task of this leader."""
+        self.require_office()
         if task_id not in self.state.tasks and task_id not in self.door.proposed:
             buried = tombstone(self.state, task_id)
             if buried is not None:
@@ -419,7 +421,7 @@ class Leader:
 
     def await_outcome(self, task_id: str, ask: Ask) -> Tombstone | None:
         """Answer `ask` when the task ends; for a finished task, return its tombstone instead."""
-        self._require_office()
+        self.require_office()
         buried = tombstone(self.state, task_id)
         if buried is not None and task_id not in self.state.tasks:
             return buried

@@ -15,7 +15,7 @@ from swarmd.core.codec import DEPTH_MAX, Codec, Commit, Garbage, Packer, Record,
 from swarmd.core.errors import Rejected
 from swarmd.core.events import FACTS, TYPES, Completed, Event, Fact, Stepped
 from swarmd.core.evolve import apply
-from swarmd.core.state import SwarmState
+from swarmd.core.state import FOLD_VERSION, SwarmState
 from tests.core.facts import any_facts
 from tests.core.history import History, payload_of
 
@@ -179,7 +179,7 @@ def test_a_snapshot_is_refused_when_damaged_or_of_another_fold() -> None:
         b"{",
         sound[:-9],
         sound.replace(b'"t"', b'"u"'),
-        sound.replace(b'"fold_version":2', b'"fold_version":0'),
+        sound.replace(b'"fold_version":%d' % FOLD_VERSION, b'"fold_version":0'),
     ]
     for payload in [*damaged, b'{"fold_version":"\xff"}', b"[" * 100_000]:
         with pytest.raises(Rejected) as refusal:
