@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Final
 from zoneinfo import ZoneInfo
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _FIELDS: Final = "minute, hour, day of month, month, day of week"
-_YEAR_MAX: Final = 9_000
+_CHARS_MAX: Final = 200
+#: About the year 9000: calendars end with 9999, and a search goes on for fifty years.
+_AFTER_MS_MAX: Final = 222_000_000_000_000
 #: The longest that clocks have ever been put forward is a day (Samoa, 2011).
 _GAP_MINUTES_MAX: Final = 25 * 60
 
@@ -33,6 +35,8 @@ class Cron:
     def check(self, cron: str, zone: str) -> None:
         """Raise `Rejected("bad_cron" | "bad_zone")`, saying what to write instead."""
         _zone(zone)
+        if len(cron) > _CHARS_MAX:
+            raise Rejected("bad_cron", f"a cron expression has up to {_CHARS_MAX} characters, not {len(cron)}")
         if len(cron.split()) != 5:
             raise Rejected("bad_cron", f"cron {cron[:80]!r} must have five fields: {_FIELDS}")
         try:
@@ -50,14 +54,14 @@ class Cron:
     def before(self, cron: str, zone: str, now_ms: int, count: int) -> int:
         """A moment after which come about `count` slots up to `now_ms`, at least as many if there are so many."""
         local = _local(cron, zone, now_ms) + timedelta(seconds=1)
-        back = list(islice(CronSim(cron, local, reverse=True), count + 1))
+        earlier = takewhile(lambda at: at.year >= 1970, CronSim(cron, local, reverse=True))
+        back = list(islice(earlier, count + 1))
         return max(0, _instant(back[-1], _zone(zone)) - 1) if back else 0
 
     def _slots(self, cron: str, zone: str, after_ms: int) -> Iterator[int]:
-        for at in CronSim(cron, _local(cron, zone, after_ms)):
-            if at.year > _YEAR_MAX:
-                return
-            yield _instant(at, _zone(zone))
+        if after_ms < _AFTER_MS_MAX:
+            for at in CronSim(cron, _local(cron, zone, after_ms)):
+                yield _instant(at, _zone(zone))
 
 
 @lru_cache(maxsize=256)

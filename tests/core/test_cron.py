@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from swarmd.core.errors import Rejected
 from swarmd.cron import Cron
@@ -108,7 +110,21 @@ def test_an_expression_that_never_fires_is_refused(cron: str) -> None:
     assert caught.value.code == "bad_cron"
 
 
-@pytest.mark.parametrize("cron", ["", "* * * *", "* * * * * *", "61 * * * *", "a b c d e", "*/0 * * * *", "@daily"])
+@pytest.mark.parametrize(
+    "cron",
+    [
+        "",
+        "* * * *",
+        "1" * 5_000 + " * * * *",
+        "\u00b2 * * * *",
+        "* * * * \u00b2L",
+        "* * * * * *",
+        "61 * * * *",
+        "a b c d e",
+        "*/0 * * * *",
+        "@daily",
+    ],
+)
 def test_what_is_no_expression_is_refused(cron: str) -> None:
     with pytest.raises(Rejected) as caught:
         CRON.check(cron, "UTC")
@@ -125,3 +141,33 @@ def test_what_is_no_zone_is_refused(zone: str) -> None:
 def test_leap_days_and_rare_weekdays_come() -> None:
     assert slots("0 0 29 2 *", "UTC", "2026-01-01", "2033-01-01") == ["29 00:00"] * 2
     assert CRON.next("0 0 * 2 MON#5", "UTC", ms("2026-01-01")) == ms("2044-02-29")
+
+
+@pytest.mark.parametrize("cron", ["0 0 29 2 *", "59 23 * 2 MON#5", "0 0 1 1 *"])
+def test_rare_slots_end_with_the_calendar_in_both_directions(cron: str) -> None:
+    assert CRON.before(cron, "Pacific/Apia", ms("2027-01-01"), 1_000) < ms("1995-01-01")
+    for late in ("8990-01-01", "9500-01-01", "9999-12-31T23:59:59"):
+        slot = CRON.next(cron, "Pacific/Apia", ms(late))
+        assert slot == 0 or slot > ms(late)
+    assert CRON.next(cron, "UTC", ms("9999-12-31T23:59:59")) == 0
+
+
+fields = st.text("0123456789*/,-#LWSUNMO", min_size=1, max_size=6)
+
+
+@given(
+    st.lists(
+        fields | st.sampled_from(["*", "*/5", "1-5", "L", "LW", "MON#5", "FRI", "5L", "31"]), min_size=5, max_size=5
+    )
+)
+@settings(deadline=None, max_examples=300)
+def test_whatever_is_no_refusal_has_slots_in_order(parts: list[str]) -> None:
+    cron = " ".join(parts)
+    try:
+        CRON.check(cron, "Europe/Berlin")
+    except Rejected:
+        return
+    now = ms("2026-03-28T20:00")
+    first = CRON.next(cron, "Europe/Berlin", now)
+    assert first == 0 or now < first < CRON.next(cron, "Europe/Berlin", first)
+    assert CRON.before(cron, "Europe/Berlin", now, 3) <= now

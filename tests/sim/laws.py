@@ -124,6 +124,10 @@ LAWS: Final[dict[int, Law]] = {
             "tests.core.test_fold_properties::test_the_fold_is_deterministic",
             "tests.sim.test_laws::test_a_deadline_passes_when_the_leader_says_so_and_not_by_anyones_clock",
             "tests.sim.test_laws::test_a_redriven_task_is_not_expired_by_its_old_timer",
+            "tests.core.test_leader_waits::test_the_end_of_a_wait_that_could_not_be_stored_comes_again",
+            "tests.core.test_schedules::test_a_slot_fires_once_and_none_before_the_last",
+            "tests.core.test_schedules::test_a_new_leader_fires_what_the_old_one_had_not_and_nothing_twice",
+            "tests.core.test_schedules::test_a_firing_that_could_not_be_stored_comes_again",
         ),
     ),
     10: Law(
