@@ -63,6 +63,7 @@ class Oracle:
         self.executions = 0
         self.results: dict[tuple[Place, str], Place] = {}
         self.answers: dict[Place, tuple[str, str, str]] = {}
+        self.counted: set[Place] = set()
         self.instructions: dict[Place, str] = {}
         self.slots: list[tuple[int, str]] = []
         self._folded: set[Key] = set()
@@ -99,6 +100,8 @@ class Oracle:
                 self._check_step(commit, event, event.data, (commit.seq, index))
             elif isinstance(event.data, Resolved):
                 self.answers[commit.seq, index] = (event.subject, event.data.key, event.data.by)
+                if index not in refused:
+                    self.counted.add((commit.seq, index))
             elif isinstance(event.data, Told):
                 self.instructions[commit.seq, index] = event.subject
             elif isinstance(event.data, Fired) and index not in refused:
@@ -169,6 +172,8 @@ class Oracle:
                 if wait.resolved is None:
                     if (task.submitted, key) in self.results:
                         raise Violation(f"{task.id} waits again for {key}, which was resolved")
+                elif wait.resolved in self.answers and wait.resolved not in self.counted:
+                    raise Violation(f"{task.id}: {key} was resolved by an answer that the fold did not take")
                 elif self.results.setdefault((task.submitted, key), wait.resolved) != wait.resolved:
                     raise Violation(f"{task.id}: the result of {key} changed to that at {wait.resolved}")
 
@@ -197,9 +202,9 @@ class Oracle:
             raise Violation(f"{outcome.task} was told to be {outcome.state}; verdicts are {self.verdicts}")
 
     def told_answer(self, task: str, key: str, by: str, receipt: Receipt) -> None:
-        """Somebody heard what became of an answer: it counts exactly if it stands where the wait was resolved."""
+        """Somebody heard what became of an answer: it counts exactly if the fold took it, whatever came of the task."""
         places = [place for place, said in self.answers.items() if said == (task, key, by)]
-        counts = any(place in places for place in self.results.values())
+        counts = any(place in self.counted for place in places)
         if bool(receipt.task) and not counts:
             raise Violation(f"{by} was told that an answer to {task}/{key} counts, and it does not")
         once = len(places) == 1  # a request that arrived twice is late the second time
