@@ -24,7 +24,7 @@ LEAVES = {file.stem for file in PACKAGE.glob("*.py")} - {"__init__", "__main__",
 ALLOWED: dict[str, set[str]] = {
     "core": {"core"},
     "ports": {"core"},
-    "config": {"core"},
+    "config": {"core", "config"},
     "leaf": {"core", "ports", "leaf"},
     "adapters": {"core", "ports", "config", "leaf", "adapters"},
     "sdk": {"core", "ports", "config", "leaf"},
