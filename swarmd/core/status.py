@@ -93,7 +93,7 @@ def _sleeping(task: Task) -> str:
     """What a suspended task waits for, the first few of it."""
     names = [name for group in task.waits for name in group]
     waits = [(name, task.awaited[name]) for name in names if name in task.awaited]
-    words = {"timer": "a time", "event": "event", "message": "a message", "human": "an answer"}
+    words = {"timer": "a time", "event": "event", "message": "a message", "human": "the answer to request"}
     said = [f"{words[wait.kind]} {wait.question or wait.name}".rstrip() for _, wait in waits[:5]]
     children = [name for name in names if name not in task.awaited]
     if children:
