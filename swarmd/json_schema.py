@@ -2,8 +2,9 @@
 
 Job: one reading of schemas for model answers, human answers and tool arguments. Invariants: references are pointers
 into the schema itself (no network) and never go in circles on one value; values are nested to a bounded depth,
-since the library recurses. A schema that is wrong is an error of its own, never a silent pass; the number and length of
-the errors are bounded. The library is imported at first use.
+since the library recurses; a check takes a bounded time, since a pattern of a stranger may never end. A schema that is
+wrong is an error of its own, never a silent pass; the number and length of the errors are bounded. The library is
+imported at first use.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from swarmd.core.errors import Rejected
+from swarmd.time_limit import TimeIsUp, time_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +24,8 @@ PROBLEMS_MAX: Final = 8
 WORDS_MAX: Final = 300
 DEPTH_MAX: Final = 32
 SCHEMA_DEPTH_MAX: Final = 128
+#: How long a check may compute: whoever checks answers others meanwhile.
+CHECK_S: Final = 0.4
 _CACHED: Final = 256
 #: Keywords whose schemas apply to the same value, and not to a part of it.
 _IN_PLACE: Final = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else")
@@ -31,15 +35,20 @@ _KINDS: Final = {"integer": "an integer", "array": "an array", "object": "an obj
 def problems(value: Any, schema: dict[str, Any]) -> list[str]:
     """Why `value` does not fit `schema`, each as `place: words`, nearest to the root first; empty when it fits.
 
-    Raises `Rejected("bad_schema")` for a schema that is none.
+    Raises `Rejected("bad_schema")` for a schema that is none, or that this value keeps busy for too long.
     """
     validator = _validator(msgspec.json.encode(schema))
     if _deeper_than(value, DEPTH_MAX):
         return [f"$: must not be nested deeper than {DEPTH_MAX}"]
     try:
-        found = list(validator.iter_errors(value))
-        found.sort(key=lambda error: (len(error.absolute_path), error.json_path))
-        words = [line for error in found[:PROBLEMS_MAX] for line in _in_words(error)]
+        with time_limit(CHECK_S):
+            found = list(validator.iter_errors(value))
+            found.sort(key=lambda error: (len(error.absolute_path), error.json_path))
+            words = [line for error in found[:PROBLEMS_MAX] for line in _in_words(error)]
+    except TimeIsUp:
+        why = f"to check this value takes longer than {CHECK_S} s"
+        hint = "does a pattern repeat a repetition, or is an array of unique items very long?"
+        raise Rejected("bad_schema", f"{why}: {hint}") from None
     except BaseException as error:
         # Out of stack, which a schema of many layers per level of the value can still bring about. Within the library's
         # compiled part that is a panic, which is no Exception.
@@ -66,7 +75,10 @@ def _validator(encoded: bytes) -> Any:
         raise Rejected("bad_schema", f"the schema is nested deeper than {SCHEMA_DEPTH_MAX}")
     _check_references(schema)
     try:
-        jsonschema.Draft202012Validator.check_schema(schema)
+        with time_limit(CHECK_S):
+            jsonschema.Draft202012Validator.check_schema(schema)
+    except TimeIsUp:
+        raise Rejected("bad_schema", f"to read the schema takes longer than {CHECK_S} s: make it smaller") from None
     except jsonschema.SchemaError as error:
         place = error.json_path
         raise Rejected("bad_schema", f"the schema is wrong at {place}: {_short(error.message)}") from None

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 
 from swarmd import json_schema
 from swarmd.core import commands
-from swarmd.core.commands import INLINE_BYTES_MAX
-from swarmd.core.errors import Conflict, Fault, Rejected, SwarmdError
+from swarmd.core.codec import too_deep
+from swarmd.core.commands import INLINE_BYTES_MAX, INPUT_DEPTH_MAX
+from swarmd.core.errors import UNREADABLE, Conflict, Fault, Rejected, SwarmdError
 from swarmd.core.events import Awaited, Event, Fact, Paused, Question, Resolved, Signalled, Told, Unpaused
 from swarmd.core.wire import Answered, Inbox, InboxItem, InboxQuery, Instruction, Signal
 
@@ -111,20 +112,18 @@ class PeopleRequests:
     def _on_answer(self, message: Received) -> None:
         answer = commands.parse_as(Answered, message.payload)
         _check_text("by", answer.by, NAME_CHARS_MAX)
-        if len(answer.value) > INLINE_BYTES_MAX:
-            raise Rejected("too_large", f"an answer of {len(answer.value)} bytes is over {INLINE_BYTES_MAX}")
+        value = _read("answer", answer.value)
         self._leader.require_office()
-        self._later(message.reply, self._answer(message.reply, answer))
+        self._later(message.reply, self._answer(message.reply, answer, value))
 
-    async def _answer(self, reply: str, answer: Answered) -> None:
+    async def _answer(self, reply: str, answer: Answered, value: Any) -> None:
         state = self._leader.state
         found = state.questions.get(answer.id)
         if found is None:
             raise await self.why_closed(answer.id)
         task_id, key = found
         asked, _ = await self._question(state.tasks[task_id].awaited[key].place)
-        value, schema = msgspec.json.decode(answer.value), msgspec.json.decode(asked.schema)
-        wrong = json_schema.problems(value, schema)
+        wrong = json_schema.problems(value, msgspec.json.decode(asked.schema))
         if wrong:
             raise Rejected("invalid_answer", "; ".join(wrong))
         if answer.id not in state.questions:  # somebody was faster while the log was read
@@ -151,8 +150,7 @@ class PeopleRequests:
         signal = commands.parse_as(Signal, message.payload)
         _check_text("name", signal.name, NAME_CHARS_MAX, least=1)
         _check_text("by", signal.by, NAME_CHARS_MAX)
-        if len(signal.value) > INLINE_BYTES_MAX:
-            raise Rejected("too_large", f"a signal of {len(signal.value)} bytes is over {INLINE_BYTES_MAX}")
+        _read("signal", signal.value)
         if signal.task:
             self._leader.require_live(signal.task)
         fact = Signalled(term=0, name=signal.name, value=signal.value, task=signal.task, by=signal.by)
@@ -186,3 +184,18 @@ class PeopleRequests:
 def _check_text(name: str, text: str, most: int, least: int = 0) -> None:
     if not least <= len(text) <= most:
         raise Rejected("bad_field", f"{name} has {least} to {most} characters, not {len(text)}")
+
+
+def _read(what: str, value: Raw) -> Any:
+    """The value that came with a request, which nobody has looked into yet. Raises `Rejected`.
+
+    One that no reader of the log could read would be an event to us and nothing to them.
+    """
+    if len(value) > INLINE_BYTES_MAX:
+        raise Rejected("too_large", f"the value of this {what} has {len(value)} bytes, over {INLINE_BYTES_MAX}")
+    if too_deep(bytes(value), INPUT_DEPTH_MAX):
+        raise Rejected("too_deep", f"the value of this {what} is nested deeper than {INPUT_DEPTH_MAX}")
+    try:
+        return msgspec.json.decode(value)
+    except UNREADABLE as error:  # numbers beyond all bounds
+        raise Rejected("bad_field", f"the value of this {what} cannot be read: {error}") from None

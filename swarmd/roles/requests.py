@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from swarmd.core import commands
-from swarmd.core.errors import Conflict, Fault, Rejected, SwarmdError
+from swarmd.core.errors import UNREADABLE, Conflict, Fault, Rejected, SwarmdError
 from swarmd.core.events import Failure
 from swarmd.core.ids import is_plain, uuid7
 from swarmd.core.outcomes import outcome_at
@@ -114,6 +114,8 @@ class Requests:
                 await work
             except SwarmdError as error:
                 self._reply_error(reply, error)
+            except UNREADABLE as error:  # a member of any language wrote it, and no reader of events looks into it
+                self._reply_error(reply, Fault("log_unreadable", f"what the log holds of it cannot be read: {error}"))
             self._changed()
 
         self.group.create_task(run())

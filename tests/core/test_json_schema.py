@@ -95,6 +95,20 @@ def test_a_schema_that_runs_out_of_stack_is_refused_and_nothing_dies() -> None:
         problems(deep, layered)
 
 
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"pattern": "^(a+)+$"}, "a" * 60 + "b"),
+        ({"uniqueItems": True}, [{"n": n} for n in range(20_000)]),
+    ],
+)
+def test_a_check_that_would_not_end_is_given_up(schema: dict[str, Any], value: Any) -> None:
+    with pytest.raises(Rejected, match=r"takes longer than") as refused:
+        problems(value, schema)
+    assert refused.value.code == "bad_schema"
+    assert problems("b", {"pattern": "^(a+)+$"}) == ["$: must match ^(a+)+$"]
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: (

@@ -81,6 +81,20 @@ async def test_of_two_answers_at_once_the_first_wins(rig: Rig) -> None:
     assert (await rig.client.result(task, WAIT_MS))["by"] == str(won[0])
 
 
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [(b"1e999", "bad_field"), (b"1" * 5000, "bad_field"), (b"[" * 300 + b"]" * 300, "too_deep"), (b"NaN", "bad_json")],
+)
+async def test_a_value_that_no_reader_of_the_log_could_read_is_refused(rig: Rig, value: bytes, code: str) -> None:
+    task = (await rig.client.submit("asker", {"ledger": rig.ledger})).task
+    request = await open_request(rig)
+    answered = await rig.ask("answer", b'{"id":"%s","value":%s}' % (request["id"].encode(), value))
+    signalled = await rig.ask("signal", b'{"name":"e","value":%s}' % value)
+    assert (answered["error"]["code"], signalled["error"]["code"]) == (code, code)
+    assert await rig.ask("answer", {"id": request["id"], "value": {"age": 3}}) == {"task": task}
+    assert (await rig.client.result(task, WAIT_MS))["value"] == {"age": 3}
+
+
 async def test_time_is_over_for_a_question(rig: Rig) -> None:
     ledger = {"ledger": rig.ledger}
     how = {"timeout_s": 0.4, "on_timeout": "default", "default": {"age": 7}}
