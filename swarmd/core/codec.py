@@ -116,6 +116,10 @@ class Packer:
         self._buffer += b","
         return size
 
+    def is_too_deep(self, size: int) -> bool:
+        """Whether the event added last, of this size, is nested so deep that a commit with it would be garbage."""
+        return size > 2 * DEPTH_MAX and too_deep(bytes(self._buffer[-size - 1 : -1]), DEPTH_MAX - 1)
+
     def drop(self, size: int) -> None:
         """Take back the event added last, of this size."""
         del self._buffer[-size - 1 :]

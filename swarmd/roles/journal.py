@@ -8,6 +8,7 @@ decided nothing is recorded any more. Must not know what the steps are.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -33,10 +34,15 @@ if TYPE_CHECKING:
 
 #: How long a wait keeps its slot before it gives it back and goes on suspended.
 GRACE_MS: Final = 250
-#: How often the other branches of an agent get a turn before a step that is not recorded is held to be another.
+#: How often the other branches of an agent get a turn before a step that is not recorded is held to be another, and
+#: before an attempt in which no step is in flight is held to have nothing to do.
 TURNS: Final = 5
 #: The keys of the steps within which the current task acts, the outermost first.
 _WITHIN: Final[ContextVar[tuple[str, ...]]] = ContextVar("within", default=())
+#: The current task below those that it was started from, the attempt's own first.
+_LINE: Final[ContextVar[tuple[asyncio.Task[Any], ...]]] = ContextVar("line", default=())
+#: A step's name, its occurrence, and which part of the step it is: a try, a pause, the note that a call has begun.
+_KEY: Final = re.compile(r"(.*?)#(\d+)(!.*)?", re.DOTALL)
 Recorded = Stepped | Spawned | Awaited | Sent | Dropped
 
 
@@ -52,6 +58,7 @@ class Journal:
         self._renames = renames or {}
         self._journal: dict[str, Recorded] = {}
         self._unread: dict[str, None] = {}
+        self._parts: dict[str, list[str]] = {}
         self._main: asyncio.Task[Any] | None = None
         self._branched = False
         self._occurrences: dict[str, int] = {}
@@ -64,7 +71,7 @@ class Journal:
         self._changed = asyncio.Event()  # something is resolved, a step has ended, or the attempt is over
         self._over = self._suspending = self._pause_wanted = False
         self._groups: list[list[str]] = []
-        self._failures: list[tuple[asyncio.Task[Any] | None, str, str, Exception]] = []
+        self._failures: list[tuple[tuple[asyncio.Task[Any], ...], str, str, Exception]] = []
         self._allowance = Allowance(start, ports.writer, ports.clock)
 
     # --- reading ---
@@ -72,6 +79,7 @@ class Journal:
     async def load(self) -> Any:
         """Read the input and the recorded steps; return the input."""
         self._main = asyncio.current_task()
+        _line()
         places = self._start.journal
         if places:
             commits = await self._ports.reader.commits(seq for seq, _ in places)
@@ -80,14 +88,25 @@ class Journal:
                 event = commit.events[index] if isinstance(commit, Commit) else None
                 if not isinstance(event, Event) or not isinstance(event.data, Recorded):
                     raise Fault("journal_unreadable", f"sequence {seq} holds no step at {index}")
-                self._journal[self._renamed(event.data.key)] = event.data
-            self._unread = dict.fromkeys(self._journal)
+                self._note_recorded(event.data)
         return await self._value(self._start.input, self._start.input_blob)
 
-    def _renamed(self, key: str) -> str:
-        """The key that the agent's present version gives to this step."""
-        name, sign, occurrence = key.rpartition("#")
-        return f"{self._renames[name]}{sign}{occurrence}" if name in self._renames else key
+    def _note_recorded(self, step: Recorded) -> None:
+        """Keep a recorded step under the key that the agent's present version gives to it."""
+        key, named = step.key, _KEY.fullmatch(step.key)
+        if named is not None:
+            name, occurrence, part = named.groups()
+            whole = f"{self._renames.get(name, name)}#{occurrence}"
+            key = whole + (part or "")
+            if part:
+                self._parts.setdefault(whole, []).append(key)
+        self._journal[key] = step
+        self._unread[key] = None
+
+    def _pass_over(self, key: str) -> None:
+        """The step is recorded, or its parts were read: nobody asks for what is left of them."""
+        for part in self._parts.pop(key, ()):
+            self._unread.pop(part, None)
 
     async def _value(self, inline: Raw, blob: str) -> Any:
         return msgspec.json.decode(await self._ports.blobs.get(blob) if blob else inline)
@@ -175,23 +194,33 @@ class Journal:
     @contextmanager
     def _failing(self, key: str, kind: str) -> Iterator[None]:
         """Note what a step raises: it belongs into the journal if its agent goes on nonetheless."""
+        line = _line()
         try:
             yield
         except Exception as error:
-            self._failures.append((asyncio.current_task(), key, kind, error))
+            self._failures.append((line, key, kind, error))
             raise
 
     async def _note_failures(self) -> None:
         """The agent goes on after failed steps of this branch: when it is resumed they must fail again, the same way.
 
-        A failure that ends the attempt is not recorded: the next attempt does the step again.
+        A failure that ends the attempt is not recorded: the next attempt does the step again. So a failure in a branch
+        counts when one from which that was started goes on, not when another goes on beside it.
         """
-        here = asyncio.current_task()
-        mine = [noted for noted in self._failures if noted[0] is here]
-        self._failures = [noted for noted in self._failures if noted[0] is not here]
+        here = _line()[-1]
+
+        def is_survived(line: tuple[asyncio.Task[Any], ...]) -> bool:
+            return not line or (here in line and (here is line[-1] or line[-1].done()))
+
+        mine = [noted for noted in self._failures if is_survived(noted[0])]
+        self._failures = [noted for noted in self._failures if noted not in mine]
         for _, key, kind, error in mine:
             failure, raised = failures.noted(error)
             await self._record(Stepped(epoch=self.epoch, key=key, kind=kind, failure=failure, result=raised))
+
+    def hand_on(self, error: Exception) -> None:
+        """Somebody outside has been told of a step's failure: any further step says that the agent survived it."""
+        self._failures = [((), *noted[1:]) if noted[-1] is error else noted for noted in self._failures]
 
     async def _result_of(self, step: Stepped) -> Any:
         """What a recorded step returned. Raises what it raised."""
@@ -207,6 +236,9 @@ class Journal:
     async def _afford(self, key: str, need: Spending) -> None:
         """Hold back what the step may cost; while others hold what it needs, it has not begun."""
         await self._allowance.afford(key, need, self._until)
+        if self._suspending:  # decided while a wish for more was stored
+            raise SuspendAttempt
+        self._check_open()
 
     async def _journaled(self, key: str, kind: str, act: Callable[[], Awaitable[Any]], tokens: Any = None) -> Any:
         """The recorded result under `key`, or `act`'s, recorded. Live and replayed results are equal JSON."""
@@ -258,13 +290,27 @@ class Journal:
                 self._parked.update(within)
             self._changed.set()
             try:
-                await self._until(lambda: done() or all(self._parked[key] for key in self._in_flight))
+                await self._until_stalled(done)
                 if not done():
                     raise self._suspension()
             finally:
                 self._parked.subtract(within)
         finally:
             self._waiting.remove(groups)
+
+    async def _until_stalled(self, done: Callable[[], bool]) -> None:
+        """Wait until no step is in flight, and none has begun some turns later: a branch may be between two steps."""
+
+        def stalled() -> bool:
+            return all(self._parked[key] for key in self._in_flight)
+
+        turns = 0
+        while turns < TURNS:
+            await self._until(lambda: done() or stalled())
+            if done():
+                return
+            await asyncio.sleep(0)
+            turns = turns + 1 if stalled() else 0
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         while not holds():
@@ -311,6 +357,7 @@ class Journal:
     def _suspension(self) -> SuspendAttempt:
         """Decide that the attempt is suspended until any of its branches can go on; a paused one until it is told."""
         if not self._suspending:
+            self._check_open()
             self._suspending = True
             self._groups = [] if self._pause_wanted else [group for groups in self._waiting for group in groups]
             self.close()
@@ -320,6 +367,16 @@ class Journal:
     def suspended(self) -> Suspended | None:
         """The event that frees this attempt's slot, once that is decided; what its agent does then is void."""
         return Suspended(epoch=self.epoch, waits=self._groups) if self._suspending else None
+
+
+def _line() -> tuple[asyncio.Task[Any], ...]:
+    """The current task as the last of its line: a task inherits what its starter knew of its own."""
+    here, line = asyncio.current_task(), _LINE.get()
+    assert here is not None
+    if here not in line:
+        line = (*line, here)
+        _LINE.set(line)
+    return line
 
 
 def _kind(step: Recorded) -> str:

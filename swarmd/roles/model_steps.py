@@ -123,8 +123,8 @@ class ModelSteps(Waits):
                 tries += 1
                 chosen, failures = (chosen + 1, 0) if tried.elsewhere else (chosen, failures + (not tried.turned_away))
                 await self._back_off(key, tried.wait_ms, replay=True)
-        for noted in [noted for noted in self._unread if noted.startswith(f"{key}!")]:
-            del self._unread[noted]  # the tries of an answer that is recorded
+            chosen = min(chosen, len(order) - 1)  # the list of models may have been cut meanwhile
+        self._pass_over(key)
         recorded = await self._look_up(key, "model")
         if isinstance(recorded, Stepped):
             return msgspec.convert(await self._result_of(recorded), ModelReply)

@@ -228,6 +228,7 @@ class _Conversation:
         if error.code == "journal_mismatch":
             raise error
         self._refused = f"{error.code}: {error}"
+        self._ctx.hand_on(error)
         await self._reply(id, Refusal(id, Failure(error.code, str(error))))
 
     async def _step(self, asked: StepAsked) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from swarmd.ports import Tool
+    from swarmd.roles.waits import Asking
 
 #: What a person says of a call whose outcome nobody knows.
 LOST_CALL_SCHEMA: Final = {
@@ -43,6 +44,7 @@ class ToolSteps(ModelSteps):
         Its output comes in a frame that marks it as data. A tool with `approval` first asks a person.
         """
         tool, given = self._ports.tools(name), dict(arguments)
+        step = self._key(key or f"tool:{name}")  # before its approval: that may come in another order than the calls
         if tool.policy.approval:
             policy = tool.policy
             decision = await self.approve(
@@ -58,16 +60,16 @@ class ToolSteps(ModelSteps):
                 by = f" by {decision.by}" if decision.by else ""
                 return f"error: rejected{by}: {decision.reason}\nhint: do not make this call again; find another way"
             given = decision.arguments
-        return await self._tool_step(self._key(key or f"tool:{name}"), tool, given)
+        return await self._tool_step(step, tool, given)
 
     async def _tool_step(self, key: str, tool: Tool, arguments: dict[str, Any]) -> str:
         begun = f"{key}!begun"
         if key in self._journal or begun not in self._journal:
-            self._unread.pop(begun, None)
+            self._pass_over(key)
             once = tool.side_effects == "at_most_once" and key not in self._journal
             return str(await self._journaled(key, "tool", lambda: self._perform(key, tool, arguments, begun, once)))
         self._unread.pop(begun, None)
-        lost = await self._lost_call(tool, arguments)
+        lost = await self._lost_call(key, tool, arguments)
         return str(await self._journaled(key, "tool", lambda: self._settled(key, tool, arguments, lost)))
 
     async def _perform(self, key: str, tool: Tool, arguments: dict[str, Any], begun: str, once: bool) -> str:
@@ -80,8 +82,8 @@ class ToolSteps(ModelSteps):
         self._ports.meter.count("swarmd_tool_calls_total", name, "error" if outcome.error else "ok")
         return outcome.told() if outcome.error else untrusted(name, outcome.text)
 
-    async def _lost_call(self, tool: Tool, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Ask a person what became of a call that a crash cut off."""
+    async def _lost_call(self, key: str, tool: Tool, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Ask a person what became of a call that a crash cut off; once that is recorded, nobody asks again."""
         name, policy = tool.spec.name, tool.policy
         shown = msgspec.json.encode(arguments).decode()[:2_000]
         prompt = (
@@ -89,7 +91,8 @@ class ToolSteps(ModelSteps):
             "If the call was not made it is made now; if it was, give its result."
         )
         try:
-            answer = await self.ask(prompt, schema=LOST_CALL_SCHEMA, to=policy.approver, timeout_s=policy.timeout_s)
+            how: Asking = {"schema": LOST_CALL_SCHEMA, "to": policy.approver, "timeout_s": policy.timeout_s}
+            answer = await self._ask_as(f"{key}!lost", prompt, **how)
         except TimedOut:
             return {"it": "is unknown"}
         return dict(answer.value)

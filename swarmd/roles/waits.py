@@ -66,6 +66,8 @@ class Waits(Journal):
             self._resolved.setdefault(key, None)
             with self._acting(key):
                 await self._record(fact)
+        else:
+            key = recorded.key  # as the log has it, whatever the agent's present version calls it
         await self._until_resolved([[key]])
         place = self._resolved[key]
         assert place is not None
@@ -94,6 +96,9 @@ class Waits(Journal):
 
         Raises `TimedOut` when nobody answers in time and there is no default.
         """
+        return await self._ask_as("ask", prompt, **how)
+
+    async def _ask_as(self, name: str, prompt: str, **how: Unpack[Asking]) -> Answer:
         on_timeout, timeout_s, default = how.get("on_timeout", "fail"), how.get("timeout_s"), how.get("default")
         question = Question(prompt, on_timeout=on_timeout, escalate_to=list(how.get("escalate_to", ())))
         schema = how.get("schema")
@@ -102,7 +107,7 @@ class Waits(Journal):
             _check_default(default, question.schema)
             question.default = Raw(msgspec.json.encode(default))
         _check_question(question, timeout_s)
-        event = await self._ask("ask", question, how.get("to", ""), timeout_s)
+        event = await self._ask(name, question, how.get("to", ""), timeout_s)
         fact = event.data
         assert isinstance(fact, Resolved)
         if not fact.timed_out:

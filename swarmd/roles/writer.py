@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from swarmd.core.codec import Packer, message_id, rfc3339
+from swarmd.core.codec import DEPTH_MAX, Packer, message_id, rfc3339
 from swarmd.core.commands import MESSAGE_BYTES_MAX
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import TYPES, Event, Fact
@@ -182,6 +182,11 @@ class LogWriter:
                 packer.drop(size)
                 queue.popleft()
                 self._reject([entry], Rejected("too_large", f"an event of {size} bytes is over {MESSAGE_BYTES_MAX}"))
+                continue
+            if packer.is_too_deep(size):
+                packer.drop(size)
+                queue.popleft()
+                self._reject([entry], Rejected("too_deep", f"an event is nested deeper than {DEPTH_MAX}"))
                 continue
             if entries and len(packer) > BYTES_MAX:
                 packer.drop(size)
