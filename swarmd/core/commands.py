@@ -41,6 +41,8 @@ _many: Final = msgspec.json.Decoder(list[Submission])
 _query: Final = msgspec.json.Decoder(TaskQuery)
 _DEFAULTS: Final = (Submission("x").retry, Submission("x").budget)
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
+#: What may be a number beyond all bounds: JSON knows none, who reads it does.
+_LARGE: Final = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{300}")
 
 
 def parse_submissions(payload: bytes) -> tuple[list[Submission], bool]:
@@ -120,6 +122,11 @@ def check(submission: Submission) -> Submission:
         )
     if len(submission.input) > 2 * INPUT_DEPTH_MAX and too_deep(bytes(submission.input), INPUT_DEPTH_MAX):
         raise Rejected("too_deep", f"the input is nested deeper than {INPUT_DEPTH_MAX}: flatten it or send it as text")
+    if _LARGE.search(submission.input):
+        try:
+            msgspec.json.decode(submission.input)
+        except msgspec.MsgspecError as error:
+            raise Rejected("bad_field", f"the input cannot be read: {error}") from None
     if submission.retry is not _DEFAULTS[0] or submission.budget is not _DEFAULTS[1]:
         _check_bounds(submission)
     if not -1000 <= submission.priority <= 1000:

@@ -56,6 +56,8 @@ BAD_BYTES = [
     (msgspec.json.encode({"agent": "a", "labels": {str(n): "" for n in range(33)}}), "bad_field"),
     (b'{"agent":"a","input":' + b"[" * 150 + b"]" * 150 + b"}", "too_deep"),
     (b'{"agent":"a","input":' + b"[" * 50_000 + b"]" * 50_000 + b"}", "too_deep"),
+    (b'{"agent":"a","input":[1e999]}', "bad_field"),
+    (b'{"agent":"a","input":' + b"1" * 5_000 + b"}", "bad_field"),
 ]
 
 
