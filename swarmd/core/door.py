@@ -6,7 +6,7 @@ submission has nobody to ask again, so it is proposed until it is a task or a re
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swarmd.core import commands
 from swarmd.core.errors import Conflict, Rejected
@@ -17,10 +17,8 @@ from swarmd.core.state import SwarmState, Task, Tombstone, tombstone
 from swarmd.core.wire import Receipt, Submission
 
 if TYPE_CHECKING:
+    from swarmd.core.asks import Ask
     from swarmd.core.placing import Placing
-
-#: A caller waiting for an answer; the shell knows what is behind it.
-Ask = Any
 
 
 class Door:

@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from swarmd.core import effects as fx
+from swarmd.core.asks import Ask, Asks
 from swarmd.core.codec import Commit, Garbage
 from swarmd.core.commits import WINDOW
-from swarmd.core.door import Ask, Door
+from swarmd.core.door import Door
 from swarmd.core.errors import Conflict, Rejected
 from swarmd.core.events import (
     Assigned,
@@ -23,8 +24,6 @@ from swarmd.core.events import (
     Elected,
     Escalated,
     Event,
-    Expired,
-    Fact,
     Failure,
     Fired,
     Granted,
@@ -50,7 +49,7 @@ from swarmd.core.outcomes import outcome_of
 from swarmd.core.placing import Placing
 from swarmd.core.schedules import NoCron, Planner, Slots
 from swarmd.core.state import Attempt, Member, SwarmState, Task, Tombstone, tombstone
-from swarmd.core.timers import Timers
+from swarmd.core.timers import Timers, fact_due
 from swarmd.core.wire import (
     ChildDone,
     Grant,
@@ -91,7 +90,7 @@ class Leader:
         self.links = Links(settings.lease_ms, settings.resend_ms)
         self._events: list[Event] = []
         self._waiters: dict[str, list[Ask]] = {}
-        self._asked: dict[tuple[type[Fact], str], list[tuple[Fact, Ask]]] = {}
+        self._asked = Asks()
         self._read: set[int] = set()
         self._settled_at_ms = self._ticked_at_ms = 0
         self._new_office()
@@ -240,19 +239,8 @@ class Leader:
                 self.links.not_lost(fact.member)
         elif isinstance(fact, Fired) and fact.term == self.state.term:
             self.planner.arm(event.subject, self._ticked_at_ms)
-        elif task is None:
-            return
-        elif isinstance(fact, Requeued):
-            if fact.reason == "retry" and task.state == "backoff" and task.epoch == fact.epoch:
-                self.timers.retry(task, self._ticked_at_ms)
-            elif fact.reason == "due" and task.state == "delayed":
-                self.timers.begin(task)
-        elif isinstance(fact, Resolved | Escalated):
-            wait = task.awaited.get(fact.key)
-            if wait is not None and wait.resolved is None:
-                self.timers.wait(task, fact.key, wait.until_ms)
-        elif isinstance(fact, Expired):
-            self.timers.deadline(task)
+        elif task is not None:
+            self.timers.again(fact, task, self._ticked_at_ms)
 
     def _ended(self, ended: fx.Ended, now_ms: int) -> None:
         task = ended.task
@@ -287,10 +275,9 @@ class Leader:
             self.answers.extend((ask, Receipt(error=again)) for ask in asks)
         for task_id, asks in self._waiters.items():
             self.answers.extend((ask, Outcome(task_id, "queued", error=again, final=False)) for ask in asks)
-        for queue in self._asked.values():
-            self.answers.extend((ask, Receipt(error=again)) for _, ask in queue if ask is not None)
+        self.answers.extend((ask, Receipt(error=again)) for ask in self._asked)
         self.answers.extend(self.door.answers)
-        self._waiters, self._asked, self._events = {}, {}, []
+        self._waiters, self._asked, self._events = {}, Asks(), []
         self.outcomes, self.owed = {}, []
         self._new_office()
 
@@ -394,21 +381,13 @@ class Leader:
         Raises `Rejected("not_leader")`.
         """
         self.require_office()
-        self._asked.setdefault((type(event.data), event.subject), []).append((event.data, ask))
+        self._asked.add(event, ask)
         self._events.append(event)
 
     def _answer(self, event: Event, receipt: Receipt) -> None:
-        """Commits may be folded in another order than they were made in: who asked is found by what was asked."""
-        key = (type(event.data), event.subject)
-        asked = self._asked.get(key, [])
-        for at, (fact, ask) in enumerate(asked):
-            if fact == event.data:
-                del asked[at]
-                if ask is not None:
-                    self.answers.append((ask, receipt))
-                break
-        if not asked:
-            self._asked.pop(key, None)
+        ask = self._asked.take(event)
+        if ask is not None:
+            self.answers.append((ask, receipt))
 
     def require_live(self, task_id: str) -> None:
         """Raises `Rejected` ("not_leader", "finished", "unknown_task") for what is no live task of this leader."""
@@ -490,31 +469,9 @@ class Leader:
     def _due(self, now_ms: int) -> None:
         for timer in self.timers.due(now_ms):
             task = self.state.tasks.get(timer.task)
-            if task is None:
-                continue
-            if timer.kind == "deadline" and 0 < task.deadline_at_ms <= now_ms:
-                self._events.append(Event(task.id, Expired(term=self.state.term)))
-            elif timer.kind == "retry" and task.state == "backoff" and task.epoch == timer.epoch:
-                fact = Requeued(term=self.state.term, epoch=timer.epoch, reason="retry")
-                self._events.append(Event(task.id, fact))
-            elif timer.kind == "due" and task.state == "delayed" and task.not_before_ms <= now_ms:
-                self._events.append(Event(task.id, Requeued(term=self.state.term, epoch=task.epoch, reason="due")))
-            elif timer.kind == "wait":
-                self._end_wait(task, timer.key, now_ms)
-
-    def _end_wait(self, task: Task, key: str, now_ms: int) -> None:
-        """A wait's time is over: the next one is asked, or it ends without a result."""
-        wait = task.awaited.get(key)
-        if wait is None or wait.resolved is not None or not 0 < wait.until_ms <= now_ms:
-            return
-        term = self.state.term
-        if wait.on_timeout == "escalate" and wait.level < len(wait.escalate_to):
-            until = now_ms + wait.timeout_ms if wait.timeout_ms else 0
-            to = wait.escalate_to[wait.level]
-            fact: Fact = Escalated(term=term, key=key, level=wait.level + 1, to=to, until_ms=until)
-        else:
-            fact = Resolved(term=term, key=key, by="time", timed_out=True)
-        self.propose(Event(task.id, fact))
+            fact = fact_due(timer, task, self.state.term, now_ms) if task else None
+            if fact is not None:
+                self._events.append(Event(timer.task, fact))
 
     def _settle(self, now_ms: int) -> None:
         """Say in the log which outcomes were sent and how far the intake is folded, if that has moved."""

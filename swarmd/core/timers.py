@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
+from swarmd.core.events import Escalated, Expired, Requeued, Resolved
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from swarmd.core.state import Task
+    from swarmd.core.events import Fact
+    from swarmd.core.state import Task, Wait
 
 Kind = Literal["deadline", "retry", "due", "wait"]
 
@@ -55,6 +58,20 @@ class Timers:
         """Another attempt at `at_ms`."""
         self._add(at_ms, Timer("retry", task.id, task.epoch))
 
+    def again(self, fact: Fact, task: Task, now_ms: int) -> None:
+        """What was due did not come about: the fold did not take `fact`, or it could not be stored."""
+        if isinstance(fact, Requeued):
+            if fact.reason == "retry" and task.state == "backoff" and task.epoch == fact.epoch:
+                self.retry(task, now_ms)
+            elif fact.reason == "due" and task.state == "delayed":
+                self.begin(task)
+        elif isinstance(fact, Resolved | Escalated):
+            wait = task.awaited.get(fact.key)
+            if wait is not None and wait.resolved is None:
+                self.wait(task, fact.key, wait.until_ms)
+        elif isinstance(fact, Expired):
+            self.deadline(task)
+
     def _add(self, at_ms: int, timer: Timer) -> None:
         self._count += 1
         heapq.heappush(self._heap, (at_ms, self._count, timer))
@@ -63,3 +80,27 @@ class Timers:
         """Timers up to now, oldest first; each is gone once it was yielded."""
         while self._heap and self._heap[0][0] <= now_ms:
             yield heapq.heappop(self._heap)[2]
+
+
+def fact_due(timer: Timer, task: Task, term: int, now_ms: int) -> Fact | None:
+    """What a timer that is due means for its task as it is now; None when the task has moved on."""
+    match timer.kind:
+        case "deadline" if 0 < task.deadline_at_ms <= now_ms:
+            return Expired(term=term)
+        case "retry" if task.state == "backoff" and task.epoch == timer.epoch:
+            return Requeued(term=term, epoch=timer.epoch, reason="retry")
+        case "due" if task.state == "delayed" and task.not_before_ms <= now_ms:
+            return Requeued(term=term, epoch=task.epoch, reason="due")
+        case "wait":
+            return _end_of_wait(task.awaited.get(timer.key), timer.key, term, now_ms)
+    return None
+
+
+def _end_of_wait(wait: Wait | None, key: str, term: int, now_ms: int) -> Fact | None:
+    """A wait's time is over: the next one is asked, or it ends without a result."""
+    if wait is None or wait.resolved is not None or not 0 < wait.until_ms <= now_ms:
+        return None
+    if wait.on_timeout == "escalate" and wait.level < len(wait.escalate_to):
+        until = now_ms + wait.timeout_ms if wait.timeout_ms else 0
+        return Escalated(term=term, key=key, level=wait.level + 1, to=wait.escalate_to[wait.level], until_ms=until)
+    return Resolved(term=term, key=key, by="time", timed_out=True)
