@@ -75,6 +75,9 @@ class FakeContext:
             self.journal[key] = await function()
         return self.journal[key]
 
+    def hand_on(self, error: Exception) -> None:
+        self.calls.append(("hand_on", getattr(error, "code", "")))
+
     async def model(self, prompt: Any, **more: Any) -> ModelReply:
         self.calls.append(("model", prompt, more))
         return ModelReply("hello", "stop", "offline:none")
@@ -221,7 +224,7 @@ async def test_calls_reach_the_context_and_are_answered() -> None:
         "unknown_child",
         "unknown_task",
     ]
-    assert [name for name, *_ in ctx.calls] == ["model", "spawn", "spawn", "sleep", "cancel"]
+    assert [name for name, *_ in ctx.calls] == ["model", "spawn", "spawn", "sleep", "cancel", "hand_on", "hand_on"]
     assert ctx.calls[0][2] == {"model": "", "name": "model", "schema": {"type": "string"}}
 
 
@@ -249,22 +252,20 @@ async def test_a_bad_call_is_answered_in_words(asked: str, code: str, named: str
     assert named in error["message"]
 
 
-async def test_a_step_that_fails_is_not_recorded_and_the_program_decides() -> None:
+async def test_a_step_that_fails_is_not_recorded_until_the_program_goes_on() -> None:
     ctx = FakeContext()
     body = """
     say(op="step", id=1, name="s"); hear()
     say(op="result", id=1, error={"code": "no_luck", "message": "try later"})
     say(op="done", output=hear())
     """
-    told = {"op": "error", "id": 1, "error": {"code": "no_luck", "message": "try later"}}
-    assert await run(body, ctx=ctx) == told
-    assert ctx.journal == {}
+    assert await run(body, ctx=ctx) == {"op": "error", "id": 1, "error": {"code": "no_luck", "message": "try later"}}
+    assert (ctx.journal, ctx.calls) == ({}, [("hand_on", "no_luck")])
 
 
 async def test_a_program_that_ends_at_an_error_is_quoted_with_it() -> None:
     error = await failure('call(1, "send", to="nobody"); sys.exit(4)')
-    assert error.code == "program_exited"
-    assert "code 4" in error.message
+    assert (error.code, "code 4" in error.message) == ("program_exited", True)
     assert error.message.endswith("the last error that it was told: unknown_task: there is no task nobody")
 
 
