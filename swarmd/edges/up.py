@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 import signal
 import sys
 from contextlib import AsyncExitStack
@@ -310,7 +311,7 @@ def main(settings: Settings, agents: tuple[str, ...], *, as_json: bool) -> int:
         leader_settings(settings, swarm)  # what is wrong with it is said before anything is started
 
     def announce(ready: Ready) -> None:
-        print(msgspec.json.encode(ready).decode() if as_json else _greeting(ready), flush=True)
+        print(msgspec.json.encode(ready).decode() if as_json else _greeting(ready, settings), flush=True)
 
     try:
         asyncio.run(Up(settings, announce).run())
@@ -319,11 +320,14 @@ def main(settings: Settings, agents: tuple[str, ...], *, as_json: bool) -> int:
     return 0
 
 
-def _greeting(ready: Ready) -> str:
+def _greeting(ready: Ready, settings: Settings) -> str:
     """What a person wants to know when everything works."""
-    where = "" if ready.nats == "nats://127.0.0.1:4222" else f" --nats {ready.nats}"
     swarm = ready.swarms[0]
-    which = "" if swarm == "main" else f" --swarm {swarm}"
+    where = f" --data {shlex.quote(ready.data)}" if settings.data.dir else ""
+    where += "" if swarm == "main" else f" --swarm {swarm}"
+    first = ["see what there is:", f"  swarmd agents{where}"]
+    if "swarmd.agents" in settings.swarms[swarm].agents:
+        first = ["submit a task:", f'  swarmd submit echo \'{{"hello": "world"}}\' --wait{where}']
     lines = [
         f"swarmd is ready: {'hive ' + ready.hive + ' over ' if ready.hive else ''}swarm {', '.join(ready.swarms)}",
         f"  broker   {ready.nats}",
@@ -336,5 +340,4 @@ def _greeting(ready: Ready) -> str:
         shown = sign_in_url(ready.web, Path(ready.data)) if sys.stdout.isatty() else f"{ready.web}  (swarmd inbox url)"
         lines.append(f"  inbox    {shown}")
     lines += [f"  without  {role}: {why}" for role, why in ready.without.items()]
-    lines += ["submit a task:", f'  swarmd submit echo \'{{"hello": "world"}}\' --wait{where}{which}']
-    return "\n".join(lines)
+    return "\n".join([*lines, *first])

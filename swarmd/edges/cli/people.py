@@ -184,7 +184,6 @@ def item_text(item: InboxItem) -> str:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from swarmd.edges.cli.prompts import as_text
     from swarmd.edges.cli.session import as_json
     from swarmd.roles.tool_calls import clean
 
@@ -196,8 +195,18 @@ def _show(args: argparse.Namespace) -> int:
         print(as_json(item))
     else:
         print(item_text(item))
-        print(clean(f"\nanswer\n{as_text(item.schema)}"))
+        print(clean(f"\n{_how_to_answer(item)}"))
     return flags.OK
+
+
+def _how_to_answer(item: InboxItem) -> str:
+    """What a person may type. The schema of a decision says no more than its flags do; `--json` has it."""
+    from swarmd.edges.cli.prompts import as_text
+
+    command = f"swarmd inbox answer {item.id}"
+    if item.is_approval:
+        return f"answer\n{command} --approve\n{command} --reject REASON\n{command} --edit JSON"
+    return f"answer\n{as_text(item.schema)}\n{command} --value JSON"
 
 
 def _url(args: argparse.Namespace) -> int:
