@@ -309,9 +309,9 @@ class Leader:
                 self.timers.begin(task)
             self._owe_waits(task)
             if task.attempts:
-                for child, place in task.children.items():
-                    if place is not None:
-                        self._child_ended(fx.ChildEnded(task, child, place), now_ms)
+                ended = sorted((place, child) for child, place in task.children.items() if place is not None)
+                for place, child in ended:  # in the order of the log, as they were first told
+                    self._child_ended(fx.ChildEnded(task, child, place), now_ms)
         for untold in state.untold:
             buried = tombstone(state, untold.task)
             if buried is not None:

@@ -146,7 +146,6 @@ def _close(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> 
     state.idle.pop(task.id, None)
     if task.awaited:
         forget_waits(state, task, place)
-    task.mailbox = []
     for epoch, attempt in task.attempts.items():
         if attempt.held is not None:
             _release(state, task, epoch, attempt.held)
@@ -216,9 +215,12 @@ def _bury(state: SwarmState, task: Task, verdict: TaskState, place: Place) -> No
 
 
 def _resolve(state: SwarmState, task: Task, place: Place, out: Sink) -> None:
-    """Tell a live parent that a child has its verdict."""
+    """Tell a live parent that a child has its verdict.
+
+    That of a child that was redriven is its second: the parent may have acted on the first, and must find it again.
+    """
     parent = state.tasks.get(task.parent)
-    if parent is None:
+    if parent is None or parent.children.get(task.id) is not None:
         return
     parent.children[task.id] = place
     if parent.attempts:

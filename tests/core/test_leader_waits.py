@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from swarmd.core.errors import Rejected
 from swarmd.core.events import (
     Awaited,
+    Cancelled,
     Completed,
     Escalated,
     Event,
@@ -16,11 +17,12 @@ from swarmd.core.events import (
     Resolved,
     Returned,
     Signalled,
+    Spawned,
     Suspended,
     Told,
     Unpaused,
 )
-from swarmd.core.wire import Instruct, Pause, Receipt, Start, WaitDone
+from swarmd.core.wire import ChildDone, Instruct, Pause, Receipt, Start, WaitDone
 from tests.core.history import offer
 from tests.sim.stage import LEASE_MS, Stage, wish
 
@@ -110,6 +112,18 @@ def test_a_new_leader_ends_the_waits_of_the_old_one_and_tells_what_may_not_have_
     assert [event.data for event in pass_time(stage, second, 150)] == [
         Resolved(term=2, key="z", by="time", timed_out=True)
     ]
+
+
+def test_a_new_leader_tells_of_children_in_the_order_of_their_verdicts() -> None:
+    """Whoever waits for the first of them must not be told of another one first."""
+    stage = Stage()
+    first = running(stage)
+    stage.member("w", *(("t", Spawned(epoch=1, key=f"spawn#{n}", n=n, agent="a")) for n in (1, 2)))
+    older, younger = list(first.state.tasks["t"].children)
+    for child in (younger, older):
+        stage.write(first, [Event(child, Cancelled(term=1))])
+    told = [item.child for _, item in stage.dispatched(stage.leading("L2")) if isinstance(item, ChildDone)]
+    assert told == [younger, older]
 
 
 def test_of_two_answers_the_first_counts_and_the_second_is_told_so() -> None:

@@ -447,3 +447,26 @@ def test_a_member_that_names_no_version_runs_the_first() -> None:
     history.work(NODE, offers(NODE, []))
     history.submitted().assigned()
     assert history.state.tasks["t"].version == "1"
+
+
+def test_what_a_dead_task_did_not_receive_is_there_when_it_is_redriven() -> None:
+    history = pair()
+    history.work("t", send("task:u", "m1"))
+    history.other("u", Failed(epoch=1, failure=Failure("x", "x"), retryable=False))
+    history.lead("u", Redriven(term=1), Assigned(term=1, epoch=2, member=NODE))
+    history.work("u", wait("receive", "message", epoch=2))
+    assert history.state.tasks["u"].awaited["receive"].resolved is not None
+
+
+def test_a_parent_keeps_the_first_verdict_of_a_child_that_is_redriven() -> None:
+    """It may have acted on it, and a resumed attempt must find what the one before it found."""
+    history = History().running()
+    history.work("t", Spawned(epoch=1, key="spawn", n=1, agent="a"))
+    child = next(iter(history.state.tasks["t"].children))
+    history.lead(child, Assigned(term=1, epoch=1, member=NODE))
+    history.work(child, Failed(epoch=1, failure=Failure("x", "x"), retryable=False))
+    first = history.state.tasks["t"].children[child]
+    history.lead(child, Redriven(term=1), Assigned(term=1, epoch=2, member=NODE))
+    history.work(child, Completed(epoch=2))
+    assert history.state.counters.completed == 1
+    assert history.state.tasks["t"].children[child] == first
