@@ -193,6 +193,7 @@ class MemberProcess:
         if unknown:
             log.warning("skipped what this version does not know of a dispatch: %s", ", ".join(sorted(set(unknown))))
         self._see(dispatch.seq)
+        soon = asyncio.get_running_loop().call_soon  # an attempt that starts here can hear after its first turn
         for item in self._receiver.take(dispatch):
             match item:
                 case Start():
@@ -200,9 +201,9 @@ class MemberProcess:
                 case Stop(task, epoch):
                     self.stop((task, epoch))
                 case ChildDone():
-                    self.child_done(item)
+                    soon(self.child_done, item)
                 case WaitDone() | Instruct() | Pause() | Grant():
-                    self.tell(item)
+                    soon(self.tell, item)
                 case Report():
                     self._list_wanted.set()
                 case Rejoin():

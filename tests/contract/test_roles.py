@@ -18,7 +18,7 @@ from swarmd.core.errors import Rejected
 from swarmd.core.events import Completed, Event, Fact, Failed, MemberJoined, Stepped, Suspended
 from swarmd.core.office import LeaderSettings
 from swarmd.core.state import SwarmState
-from swarmd.core.wire import Dispatch, Heartbeat, Item, Report, Start, Stop
+from swarmd.core.wire import Dispatch, Heartbeat, Item, Pause, Report, Start, Stop
 from swarmd.edges.client import Client
 from swarmd.roles.attempt import AgentFailed, AttemptPorts, Child
 from swarmd.roles.member import MemberSettings
@@ -511,6 +511,17 @@ async def test_a_list_too_long_for_a_heartbeat_is_left_out(caplog: pytest.LogCap
         await until(lambda: counted() == 0)
         await there.send(Report())
         await until(lambda: there.heart.beats[-1].listed == [])
+
+
+async def test_a_pause_in_the_batch_that_starts_an_attempt_reaches_it() -> None:
+    async def run(ctx: Context, wanted: Any) -> Any:
+        await ctx.step("begun", laps)
+        await ctx.step("next", laps)
+
+    async with employed(run) as there:
+        await there.send(Start("t", 1, "w/b/0", "a", msgspec.Raw(b"null")), Pause("t"))
+        await until(lambda: there.ports.writer.acked == 3)
+        assert [type(fact) for fact in await recorded(there.ports)] == [MemberJoined, Stepped, Suspended]
 
 
 class Narrow(Heart):
