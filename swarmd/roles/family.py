@@ -16,7 +16,7 @@ from swarmd.roles.attempt import AgentFailed, Child, ChildFailed
 from swarmd.roles.journal import Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from swarmd.core.wire import Outcome
 
@@ -25,8 +25,6 @@ PRIORITY_MAX = 1_000
 
 class Family(Journal):
     """The context's side of children."""
-
-    _spawned = 0
 
     async def spawn(
         self,
@@ -44,17 +42,16 @@ class Family(Journal):
         own is spent from its parent's too.
         """
         check_name("agent", agent)
-        self._spawned += 1
-        number = self._spawned
         key = self._key("spawn")
-        child = Child(child_id(self.task, number))
         recorded = await self._look_up(key, "spawned")
         if isinstance(recorded, Spawned):
             if recorded.agent != agent:
                 why = f"spawn {key!r} of {agent!r} was recorded as a spawn of {recorded.agent!r}"
                 raise AgentFailed("journal_mismatch", why, retryable=False)
-            return child
-        fact = Spawned(epoch=self.epoch, key=key, n=number, agent=agent)
+            return Child(child_id(self.task, recorded.n))
+        self._spawned += 1
+        child = Child(child_id(self.task, self._spawned))
+        fact = Spawned(epoch=self.epoch, key=key, n=self._spawned, agent=agent)
         fact.requires = {"swarm": check_name("swarm", swarm)} if swarm else {}
         if priority is not None:
             fact.priority = max(-PRIORITY_MAX, min(PRIORITY_MAX, int(priority)))
@@ -77,7 +74,7 @@ class Family(Journal):
         Raises `ChildFailed` for the first child without an output, or with `return_failures` returns
         an `Outcome` in its place.
         """
-        self._check_open()
+        self._check_children(children)
         await self._until_resolved([[child.task for child in children]])
         results = await asyncio.gather(*(self._result(child, return_failures) for child in children))
         return list(results)
@@ -87,7 +84,7 @@ class Family(Journal):
 
         Each comes with its output, or with its `Outcome` when it has none.
         """
-        self._check_open()
+        self._check_children(children)
         if not 1 <= count <= len(children):
             raise AgentFailed("bad_count", f"count must be 1 to {len(children)}, the children", retryable=False)
         while True:
@@ -101,6 +98,13 @@ class Family(Journal):
         chosen = done[:count]
         results = await asyncio.gather(*(self._result(child, True) for child in chosen))
         return list(zip(chosen, results, strict=True))
+
+    def _check_children(self, children: Sequence[Child]) -> None:
+        """Nobody would ever tell of a task that is another's."""
+        self._check_open()
+        for child in children:
+            if child.task not in self._resolved:
+                raise AgentFailed("unknown_child", f"task {child.task} is no child of this one", retryable=False)
 
     async def cancel(self, *children: Child, reason: str = "") -> None:
         """Cancel children that have no verdict yet, and all that they have spawned. A step."""

@@ -41,7 +41,8 @@ TURNS: Final = 5
 _WITHIN: Final[ContextVar[tuple[str, ...]]] = ContextVar("within", default=())
 #: The current task below those that it was started from, the attempt's own first.
 _LINE: Final[ContextVar[tuple[asyncio.Task[Any], ...]]] = ContextVar("line", default=())
-#: A step's name, its occurrence, and which part of the step it is: a try, a pause, the note that a call has begun.
+#: A step's name, its occurrence, and which part of the step it is: a try, a pause, the note that a call has begun, or
+#: the key of a step within it.
 _KEY: Final = re.compile(r"(.*?)#(\d+)(!.*)?", re.DOTALL)
 Recorded = Stepped | Spawned | Awaited | Sent | Dropped
 
@@ -58,6 +59,7 @@ class Journal:
         self._renames = renames or {}
         self._journal: dict[str, Recorded] = {}
         self._unread: dict[str, None] = {}
+        self._spawned = 0
         self._parts: dict[str, list[str]] = {}
         self._main: asyncio.Task[Any] | None = None
         self._branched = False
@@ -98,10 +100,17 @@ class Journal:
             name, occurrence, part = named.groups()
             whole = f"{self._renames.get(name, name)}#{occurrence}"
             key = whole + (part or "")
-            if part:
+            while part:  # which may have parts of its own
                 self._parts.setdefault(whole, []).append(key)
+                named = _KEY.fullmatch(part[1:])
+                if named is None:
+                    break
+                name, occurrence, part = named.groups()
+                whole += f"!{name}#{occurrence}"
         self._journal[key] = step
         self._unread[key] = None
+        if isinstance(step, Spawned):  # it may lie within a step that is not done again
+            self._spawned = max(self._spawned, step.n)
 
     def _pass_over(self, key: str) -> None:
         """The step is recorded, or its parts were read: nobody asks for what is left of them."""
@@ -129,6 +138,9 @@ class Journal:
         self._check_open()
         if not name or len(name) > 200:
             raise AgentFailed("bad_step", "a step's name has 1 to 200 characters", retryable=False)
+        within = _WITHIN.get()
+        if within:  # a part of that step: nobody asks for it any more once that is recorded
+            name = f"{within[-1]}!{name}"
         occurrence = self._occurrences[name] = self._occurrences.get(name, 0) + 1
         if not self._branched and self._main is not None and asyncio.current_task() is not self._main:
             self._branched = True
@@ -151,16 +163,20 @@ class Journal:
             self._ports.meter.count("swarmd_steps_resumed_total", was)
             return step
         for _ in range(TURNS):
-            if not self._unread or self._branched:
+            if not self._unread or self._branched or self._is_cut_off(key):
                 break
             await asyncio.sleep(0)  # a branch that has only been started may want what is recorded
-        if self._unread and not self._branched:
+        if self._unread and not self._branched and not self._is_cut_off(key):
             self._mismatch(f"{kind} {key!r}")
         if self._failures:
             await self._note_failures()
         await self._gate()
         await self._afford(key, ONE_STEP)
         return None
+
+    def _is_cut_off(self, key: str) -> bool:
+        """Whether what the journal goes on with are parts of this step, which itself did not come to its end."""
+        return next(iter(self._unread)) in self._parts.get(key, ())
 
     def _mismatch(self, found: str) -> None:
         expected = next(iter(self._unread))
@@ -230,6 +246,8 @@ class Journal:
 
     async def _record(self, fact: Fact) -> None:
         self._check_open()  # while the step acted, the agent's function may have ended
+        if not isinstance(fact, Stepped):
+            _check_shape(fact)
         self._allowance.bill(fact)
         await self._ports.writer.store(Event(self.task, fact))
 
@@ -244,6 +262,7 @@ class Journal:
         """The recorded result under `key`, or `act`'s, recorded. Live and replayed results are equal JSON."""
         recorded = await self._look_up(key, kind)
         if isinstance(recorded, Stepped):
+            self._pass_over(key)
             return await self._result_of(recorded)
         started = self._ports.clock.now_ms()
         with self._acting(key):
@@ -377,6 +396,17 @@ def _line() -> tuple[asyncio.Task[Any], ...]:
         line = (*line, here)
         _LINE.set(line)
     return line
+
+
+def _check_shape(fact: Fact) -> None:
+    """An event of another shape would be garbage to everyone who reads it. Raises `AgentFailed("bad_argument")`."""
+    try:
+        msgspec.json.decode(msgspec.json.encode(fact), type=type(fact))
+    except UnicodeEncodeError:
+        return  # the writer says which event
+    except (msgspec.MsgspecError, TypeError, ValueError) as error:
+        why = f"an argument of another type than its own: {error}"
+        raise AgentFailed("bad_argument", why, retryable=False) from None
 
 
 def _kind(step: Recorded) -> str:
