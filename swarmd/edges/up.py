@@ -102,10 +102,11 @@ class Up:
                 finally:
                     self._notifier.stopping("draining")
                     self._health.not_ready("swarms", "stopping")
+                    for task in side[1:]:  # before the broker that it is connected to ends
+                        task.cancel()
                     (self._data / READY_FILE).unlink(missing_ok=True)
                     await self._end()
-                    for task in side:
-                        task.cancel()
+                    side[0].cancel()
 
     # --- starting ---
 

@@ -142,6 +142,15 @@ async def test_open_requests_are_listed_without_what_a_terminal_would_obey(shell
     assert "\\u202e" in (await shell.run("inbox", "show", "a1")).out  # what is approved is seen as it is
 
 
+async def test_an_approval_is_shown_with_what_can_be_typed(shell: Shell) -> None:
+    shell.inbox.ask(approval("a1"), question("q1", {"type": "integer"}))
+    shown = await shell.run("inbox", "show", "a1")
+    for flag in ("--approve", "--reject REASON", "--edit JSON"):
+        assert f"swarmd inbox answer a1 {flag}\n" in shown.out
+    assert '"const"' not in shown.out
+    assert (await shell.run("inbox", "show", "q1")).out.endswith("swarmd inbox answer q1 --value JSON\n")
+
+
 async def test_an_unknown_request_is_said_to_be_unknown(shell: Shell) -> None:
     done = await shell.run("inbox", "show", "nope")
     assert (done.code, done.out) == (3, "")
@@ -210,6 +219,10 @@ async def test_what_is_wrong_is_said_and_nothing_is_answered(shell: Shell) -> No
     assert (wrong.code, wrong.err) == (3, "error: $.count: must be at least 1 (invalid_answer)\n")
     kind = await shell.run("inbox", "answer", "q1", "--approve")
     assert (kind.code, kind.err) == (2, "error: request q1 is a question: answer it with --value JSON (bad_usage)\n")
+    kind = await shell.run("inbox", "answer", "a1", "--value", "true")
+    assert (kind.code, "--approve, --reject REASON or --edit JSON" in kind.err) == (2, True)
+    refused = await shell.run("inbox", "answer", "a1", "--value", '{"decision": "perhaps"}')
+    assert (refused.code, refused.err.endswith("(invalid_answer)\n")) == (3, True)
     assert (await shell.run("inbox", "answer", "a1", "--edit", "{broken")).code == 2
     assert (await shell.run("inbox", "answer", "a1", "--approve", "--reject", "x")).code == 2
     assert "(digest_differs)" in (await shell.run("inbox", "answer", "a1", "--approve", "--digest", "0" * 64)).err

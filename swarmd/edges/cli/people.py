@@ -243,10 +243,11 @@ def _answer(args: argparse.Namespace) -> int:
             return int(_run(args, send))
         except BaseException as error:
             found = _only(error)
-            approves = item.is_approval and value.get("decision") == "approve"  # there is no field to ask for again
-            if isinstance(found, Rejected) and found.code == "invalid_answer" and given is None and not approves:
-                value = _corrected(item, value, found.message)
-                continue
+            if isinstance(found, Rejected) and found.code == "invalid_answer" and given is None:
+                approves = item.is_approval and value["decision"] == "approve"
+                if not approves:  # else there is no field to ask for again
+                    value = _corrected(item, value, found.message)
+                    continue
             if given is None and isinstance(found, Conflict | Fault | Rejected):
                 note(f"your answer was not used: {as_json(value)}")
             raise
@@ -282,6 +283,9 @@ def _given(args: argparse.Namespace, item: InboxItem) -> tuple[Any] | None:
     if args.value is None:
         return None
     value = _json_or_text(args.value)
+    if item.is_approval and not isinstance(value, dict):
+        how = "answer it with --approve, --reject REASON or --edit JSON"
+        raise Rejected("bad_usage", f"request {item.id} is the approval of a tool call: {how}")
     wants_text = item.schema.get("type") == "string"
     return (args.value if wants_text and not isinstance(value, str) else value,)
 
