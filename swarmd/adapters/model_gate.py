@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from swarmd.core.errors import Fault, Rejected, SwarmdError
-from swarmd.core.model_limits import SLICE_MS, Breaker, Buckets, Concurrency, Rate, Slice, full, take, wish_of
+from swarmd.core.model_limits import REFUSED, SLICE_MS, Breaker, Buckets, Concurrency, Rate, Slice, full, take, wish_of
 from swarmd.core.prices import priced
 
 if TYPE_CHECKING:
@@ -198,8 +198,11 @@ class GatedModel:
         entered = await self._gate.enter(expected_tokens(request))
         try:
             reply = await self.inner.complete(request, on_delta)
-        except SwarmdError as error:
-            self._gate.leave(entered, error.code, retry_after_ms=getattr(error, "retry_after_ms", None))
+        except Fault as error:
+            self._gate.leave(entered, error.code, retry_after_ms=error.retry_after_ms)
+            raise
+        except SwarmdError:
+            self._gate.leave(entered, REFUSED)
             raise
         except BaseException:
             self._gate.leave(entered, None)

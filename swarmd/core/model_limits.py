@@ -17,8 +17,10 @@ from msgspec import Struct
 
 #: Fault codes that say that an endpoint has more to do than it can.
 OVERLOAD: Final = frozenset({"rate_limited", "model_timeout", "model_stalled", "model_unavailable"})
-#: Fault codes that say nothing about an endpoint's health: it answered, and soundly so for an HTTP server.
-HEALTHY: Final = frozenset({"rate_limited", "bad_tool_call"})
+#: Stands for every refusal of a request: what was asked is wrong, or the account.
+REFUSED: Final = "refused"
+#: Codes that say nothing against an endpoint's health: it answered, and soundly so for an HTTP server.
+HEALTHY: Final = frozenset({"rate_limited", "bad_tool_call", REFUSED})
 MILLI: Final = 1_000
 MINUTE_MS: Final = 60_000
 

@@ -105,6 +105,16 @@ async def test_a_failing_endpoint_is_left_alone_and_probed() -> None:
     assert await failure(model) is None
 
 
+async def test_what_is_refused_says_nothing_against_the_endpoint() -> None:
+    """Requests that are too long are their agents' fault: nobody else's calls are held up by them."""
+    model, endpoint, gate = gated(FakeClock())
+    endpoint.error = Rejected("context_too_long", "too long")
+    assert {(await failure(model)).code for _ in range(20)} == {"context_too_long"}
+    endpoint.error = None
+    assert await failure(model) is None
+    assert gate.concurrency.in_flight == 0
+
+
 async def test_what_a_429_asks_for_holds_for_all_calls() -> None:
     clock = FakeClock()
     model, endpoint, _ = gated(clock)
