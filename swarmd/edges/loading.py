@@ -91,6 +91,10 @@ class OpenTools:
             names += self.mcp.expand(name) if self.mcp.owns(name) else [name]
         return msgspec.structs.replace(spec, tools=list(dict.fromkeys(names)))
 
+    def of_modules(self) -> list[str]:
+        """Names of the tools that the modules loaded so far have."""
+        return sorted(self._found)
+
     def unmatched(self) -> list[str]:
         """Names of tables that no tool known so far has: such a table may be misspelt."""
         known = {*BUILT_IN, *CONTEXT_TOOLS, *self._found}

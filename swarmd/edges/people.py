@@ -101,7 +101,8 @@ class People:
         if of_task:
             ids = ", ".join(item.id for item in of_task)
             raise Rejected("bad_usage", f"task {id} asks several things: name one of the requests {ids}")
-        raise Rejected("unknown_request", f"no open request has the id {id}: `swarmd inbox` lists those that are open")
+        why = f"no open request has the id {id}, and no task {id} asks anything"
+        raise Rejected("unknown_request", f"{why}: `swarmd inbox` lists what is open")
 
     async def answer(self, id: str, value: Any, *, by: str) -> str:
         """Answer a request; the task that goes on. `by` is written into the log as who answered.

@@ -46,10 +46,14 @@ def _config_check(args: argparse.Namespace) -> int:
         agents = load_agents(modules, settings.declared(swarm), models, tools, programs)
         found[swarm] = list(agents)
     if flags.wants_json(args):
-        print(as_json({"ok": True, "swarms": found, "unused_tools": tools.unmatched()}))
+        told = {"ok": True, "swarms": found, "tools": tools.of_modules(), "unused_tools": tools.unmatched()}
+        print(as_json(told))
         return flags.OK
     for swarm, names in found.items():
         print(f"swarm {swarm}: {', '.join(names) or 'no agents'}")
+    if tools.of_modules():
+        asks = {name: " (needs approval)" for name, table in settings.tool.items() if table.approval}
+        print(f"tools of modules: {', '.join(name + asks.get(name, '') for name in tools.of_modules())}")
     for name in tools.unmatched():
         print(f"note: [tool.{name}] is for a tool that no module of these swarms has")
     print(f"{args.config or 'the configuration'} is sound")
