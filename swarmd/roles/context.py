@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from swarmd.aside import in_thread
 from swarmd.roles.attempt import AgentFailed
 from swarmd.roles.family import Family
 from swarmd.roles.memory_steps import MemorySteps
@@ -33,7 +35,7 @@ class Context(ToolSteps, MemorySteps, Family):
         async def act() -> Any:
             if inspect.iscoroutinefunction(function):
                 return await function(*args, **kwargs)
-            result = await asyncio.to_thread(_call, function, args, kwargs)
+            result = await in_thread(partial(_call, function, args, kwargs))  # of its own: some never end
             return await result if inspect.isawaitable(result) else result
 
         async def timed() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +174,23 @@ async def test_a_step_that_runs_out_of_an_iterator_fails_its_attempt(ports: Atte
         "agent_error",
         "RuntimeError: the step raised StopIteration",
     )
+
+
+async def test_steps_that_never_end_leave_room_for_others(ports: AttemptPorts) -> None:
+    """Their threads cannot be stopped; a pool of threads would be used up by them."""
+    free = threading.Event()
+
+    async def run(ctx: Context, wanted: Any) -> Any:
+        hung = (ctx.step(f"hung {n}", free.wait, timeout_s=0.01) for n in range(40))
+        await asyncio.gather(*hung, return_exceptions=True)
+        return await ctx.step("quick", lambda: 7)
+
+    try:
+        async with asyncio.timeout(WAIT_S):
+            fact = await outcome(ports, run)
+    finally:
+        free.set()
+    assert isinstance(fact, Completed)
 
 
 class Speechless(Exception):
