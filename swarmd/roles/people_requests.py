@@ -79,7 +79,12 @@ class PeopleRequests:
         inbox = Inbox([], state.seq, len(found))
         size = 0
         for question, task_id, key in found[: min(max(query.limit, 1), INBOX_MAX)]:
-            item = await self._item(question, task_id, key)
+            try:
+                item = await self._item(question, task_id, key)
+            except Fault as error:
+                if error.code != "log_unreadable" or query.id:
+                    raise
+                continue  # what a member asked without a question shall not hide what others ask
             size += len(msgspec.json.encode(item)) if item else 0
             if item is not None and (size < INBOX_BYTES_MAX or not inbox.requests):
                 inbox.requests.append(item)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 TEXT_SCHEMA: Final = {"type": "string"}
 PROMPT_CHARS_MAX: Final = 100_000
+WAIT_S_MAX: Final = 10 * 366 * 86_400
 
 
 class Asking(TypedDict, total=False):
@@ -62,7 +63,7 @@ class Waits(Journal):
         if recorded is None:
             fact.key, fact.epoch = key, self.epoch
             if timeout_s is not None:
-                fact.until_ms = self._ports.clock.now_ms() + max(1, round(timeout_s * 1000))
+                fact.until_ms = self._ports.clock.now_ms() + _ms(timeout_s)
             self._resolved.setdefault(key, None)
             with self._acting(key):
                 await self._record(fact)
@@ -75,7 +76,7 @@ class Waits(Journal):
 
     async def sleep(self, seconds: float) -> None:
         """Go on after `seconds`, counted from the first time that this step was reached; it survives everything."""
-        await self._wait("sleep", awaited("timer"), max(0.0, seconds))
+        await self._wait("sleep", awaited("timer"), 0.0 if seconds < 0 else seconds)
 
     async def wait_event(self, name: str, *, timeout_s: float | None = None, earlier: bool = False) -> Any:
         """The value of the next event `name` (`swarmd signal`), or with `earlier` of the last one that there was.
@@ -140,7 +141,7 @@ class Waits(Journal):
         return Decision(answer["decision"], answer.get("arguments", given), answer.get("reason", ""), fact.by)
 
     async def _ask(self, name: str, question: Question, to: str, timeout_s: float | None) -> Event:
-        question.timeout_ms = round(timeout_s * 1000) if timeout_s else 0
+        question.timeout_ms = _ms(timeout_s) if timeout_s else 0
         return await self._wait(name, awaited("human", name=to, question=question), timeout_s)
 
     # --- messages ---
@@ -198,6 +199,14 @@ class Waits(Journal):
 def awaited(kind: WaitKind, *, name: str = "", earlier: bool = False, question: Question | None = None) -> Awaited:
     asked = UNSET if question is None else question
     return Awaited(epoch=0, key="", kind=kind, name=name, earlier=earlier, question=asked)
+
+
+def _ms(seconds: float) -> int:
+    """How long a wait lasts in milliseconds, at least one. Raises `AgentFailed("bad_argument")`; NaN is no time."""
+    if not seconds <= WAIT_S_MAX:
+        why = f"a wait lasts at most {WAIT_S_MAX} s (ten years), not {seconds}"
+        raise AgentFailed("bad_argument", why, retryable=False)
+    return max(1, round(seconds * 1000))
 
 
 def _schema(schema: dict[str, Any]) -> Raw:

@@ -79,6 +79,9 @@ async def test_children_that_a_recorded_step_spawned_are_not_taken_for_others(li
         lambda ctx: ctx.receive(sender=5),
         lambda ctx: ctx.wait_event("e", earlier="yes"),
         lambda ctx: ctx.ask("Who?", to=object()),
+        lambda ctx: ctx.ask("Who?", timeout_s=1e300),
+        lambda ctx: ctx.wait_event("e", timeout_s=float("inf")),
+        lambda ctx: ctx.sleep(float("nan")),
     ],
 )
 async def test_an_argument_of_another_type_fails_the_attempt_and_is_no_garbage(life: Life, misuse: Any) -> None:
