@@ -136,11 +136,12 @@ class Journal:
 
     def _key(self, name: str) -> str:
         self._check_open()
-        if not name or len(name) > 200:
-            raise AgentFailed("bad_step", "a step's name has 1 to 200 characters", retryable=False)
         within = _WITHIN.get()
-        if within:  # a part of that step: nobody asks for it any more once that is recorded
-            name = f"{within[-1]}!{name}"
+        outer = f"{within[-1]}!" if within else ""
+        own = name.removeprefix(outer)  # the parts of a step within a step are named by its whole key
+        if not own or (len(own) > 200 and "!" not in own):
+            raise AgentFailed("bad_step", "a step's name has 1 to 200 characters", retryable=False)
+        name = outer + own  # a part of that step: nobody asks for it any more once that is recorded
         occurrence = self._occurrences[name] = self._occurrences.get(name, 0) + 1
         if not self._branched and self._main is not None and asyncio.current_task() is not self._main:
             self._branched = True

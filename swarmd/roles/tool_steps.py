@@ -33,6 +33,7 @@ LOST_CALL_SCHEMA: Final = {
     "required": ["it"],
     "additionalProperties": False,
 }
+NOT_MADE: Final[dict[str, Any]] = {"it": "was not made"}
 
 
 class ToolSteps(ModelSteps):
@@ -63,17 +64,26 @@ class ToolSteps(ModelSteps):
         return await self._tool_step(step, tool, given)
 
     async def _tool_step(self, key: str, tool: Tool, arguments: dict[str, Any]) -> str:
-        begun = f"{key}!begun"
-        if key in self._journal or begun not in self._journal:
+        """The recorded result, or a call; of a call that was begun and has no result only what a person says of it."""
+        begun, tries, lost = f"{key}!begun", 1, NOT_MADE
+        if key in self._journal:
             self._pass_over(key)
-            once = tool.side_effects == "at_most_once" and key not in self._journal
-            return str(await self._journaled(key, "tool", lambda: self._perform(key, tool, arguments, begun, once)))
-        self._unread.pop(begun, None)
-        lost = await self._lost_call(key, tool, arguments)
-        return str(await self._journaled(key, "tool", lambda: self._settled(key, tool, arguments, lost)))
+        else:
+            while lost["it"] == NOT_MADE["it"] and begun in self._journal:
+                self._unread.pop(begun, None)
+                lost = await self._lost_call(key, tool, arguments)
+                tries += 1
+                begun = f"{key}!begun{tries}"
 
-    async def _perform(self, key: str, tool: Tool, arguments: dict[str, Any], begun: str, once: bool) -> str:
-        if once:
+        async def act() -> str:
+            if lost["it"] == NOT_MADE["it"]:
+                return await self._perform(key, tool, arguments, begun)
+            return _said_of_it(tool.spec.name, lost)
+
+        return str(await self._journaled(key, "tool", act))
+
+    async def _perform(self, key: str, tool: Tool, arguments: dict[str, Any], begun: str) -> str:
+        if tool.side_effects == "at_most_once":
             await self._afford(begun, ONE_STEP)
             note = Raw(msgspec.json.encode({"tool": tool.spec.name, "arguments": arguments}))
             await self._record(Stepped(epoch=self.epoch, key=begun, kind="tool_begun", result=note))
@@ -97,11 +107,10 @@ class ToolSteps(ModelSteps):
             return {"it": "is unknown"}
         return dict(answer.value)
 
-    async def _settled(self, key: str, tool: Tool, arguments: dict[str, Any], lost: dict[str, Any]) -> str:
-        name = tool.spec.name
-        if lost["it"] == "was not made":
-            return await self._perform(key, tool, arguments, "", False)
-        if lost["it"] == "was made":
-            return untrusted(name, str(lost.get("result", "")))
-        hint = "hint: do not call it again with these arguments; find out whether it had its effect"
-        return f"error: outcome_unknown: a worker was lost while it called {name}\n{hint}"
+
+def _said_of_it(name: str, lost: dict[str, Any]) -> str:
+    """What a model is told of a call that a person knows of."""
+    if lost["it"] == "was made":
+        return untrusted(name, str(lost.get("result", "")))
+    hint = "hint: do not call it again with these arguments; find out whether it had its effect"
+    return f"error: outcome_unknown: a worker was lost while it called {name}\n{hint}"

@@ -153,6 +153,36 @@ async def test_what_a_person_said_of_a_lost_call_is_no_answer_to_another_questio
     assert ("rung" in rung, who, bell.calls) == (True, "Ada", [1])
 
 
+async def test_a_call_that_is_lost_twice_is_asked_about_twice(life: Life) -> None:
+    """That the first was not made says nothing of the second."""
+    bell = Bell("at_most_once")
+    life.ports = msgspec.structs.replace(life.ports, tools=lambda name: bell)
+
+    async def run(ctx: Context, wanted: Any) -> Any:
+        return await ctx.tool("bell", {"n": 1})
+
+    async def lose() -> None:
+        made, bell.hangs = len(bell.calls), True
+        async with asyncio.TaskGroup() as group:
+            lost = group.create_task(life.attempt(run))
+            while len(bell.calls) == made:
+                await asyncio.sleep(0)
+            lost.cancel()
+
+    for n in (1, 2):
+        await lose()
+        assert len(bell.calls) == n
+        waiting = await life.attempt(run)
+        assert isinstance(waiting, Suspended)
+        assert waiting.waits == [[f"tool:bell#1!lost#{n}"]]
+        await life.resolve(waiting.waits[0][0], {"it": "was not made"})
+    bell.hangs = False
+    assert "call 1" in output(await life.attempt(run))
+    assert len(bell.calls) == 3
+    assert "call 1" in output(await life.attempt(run))
+    assert len(bell.calls) == 3
+
+
 # --- branches --------------------------------------------------------------------------------------
 
 
@@ -287,6 +317,28 @@ async def test_a_pause_between_tries_belongs_to_a_step_that_is_renamed(life: Lif
     await life.resolve("old#1!pause#1")
     assert output(await life.attempt(None, agent=renamed)) == "yes"
     assert output(await life.attempt(None, agent=renamed)) == "yes"
+    assert model.calls == 2
+
+
+async def test_a_pause_of_a_long_name_within_a_step_is_passed_over_with_its_step(life: Life) -> None:
+    model, ends = Down(1), [False]
+    life.ports = msgspec.structs.replace(life.ports, models=lambda name: model)
+
+    async def run(ctx: Context, wanted: Any) -> Any:
+        async def outer() -> Any:
+            said = (await ctx.model("well?", model="fake:down", name="m" * 200)).text
+            if not ends[0]:
+                raise AgentFailed("later", "the next attempt goes on from here")
+            return await ctx.step("next", lambda: said)
+
+        return await ctx.step("outer", outer)
+
+    waiting = await life.attempt(run)
+    assert isinstance(waiting, Suspended)
+    await life.resolve(waiting.waits[0][0])
+    assert isinstance(await life.attempt(run), Failed)
+    ends[0] = True
+    assert output(await life.attempt(run)) == "yes"
     assert model.calls == 2
 
 
