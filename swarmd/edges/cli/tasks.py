@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from swarmd.edges.client import Client
 
 WAITING_NOTE_MS = 3_000
+CATALOG_MS = 2_000
 SCHEDULES_SHOWN = 5
 
 
@@ -33,9 +34,7 @@ def add(commands: flags.Commands) -> None:
     submit.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
     submit.add_argument("--budget", action="append", default=[], metavar="KEY=N", help=HELP)
     submit.add_argument("--attempts-max", type=int, default=3, metavar="N", help="attempts before it is dead")
-    submit.add_argument(
-        "--at", default="", metavar="TIME", help="begin then, as 2026-12-01T08:00"
-    )
+    submit.add_argument("--at", default="", metavar="TIME", help="begin then, as 2026-12-01T08:00")
     submit.add_argument("--in", dest="delay", default="", metavar="TIME", help="begin after 90s, 10m, 2h, …")
     result = commands.add("result", _result, "wait for a task's outcome", "swarmd result 0198c2-… --timeout 60")
     result.add_argument("task", metavar="TASK")
@@ -231,7 +230,12 @@ async def _task_status(session: Session, task: str) -> int:
             ) from None
         session.tell(found, "\n".join(f"{key}: {as_json(value)}" for key, value in found.items()))
         return flags.OK
-    lines = [f"task     {status.task}", f"state    {status.state}", f"agent    {status.agent or '(forgotten)'}"]
+    lines = [f"task     {status.task}", f"state    {status.state}"]
+    if not status.agent:  # it has ended: the leader keeps the verdict only
+        lines += [] if session.json else await _catalogued(session, task)
+        session.tell(status, "\n".join([*lines, f"sequence {status.seq}"]))
+        return flags.OK
+    lines += [f"agent    {status.agent}"]
     lines += [f"member   {status.member}"] if status.member else []
     lines += [f"waits    for {status.waiting_for}"] if status.waiting_for else []
     lines += [f"attempts {status.epoch}, failed {status.failures}, steps {status.steps}, children {status.children}"]
@@ -239,6 +243,23 @@ async def _task_status(session: Session, task: str) -> int:
     lines += [f"budget   {account_text(account)}" for account in status.budgets]
     session.tell(status, "\n".join([*lines, f"sequence {status.seq}"]))
     return flags.OK
+
+
+async def _catalogued(session: Session, task: str) -> list[str]:
+    """What an observer knows of a task that has ended; nothing without an observer."""
+    from swarmd.core import subjects
+    from swarmd.core.errors import Fault, Rejected
+    from swarmd.roles.observer import FoundOne
+
+    try:
+        answer = await session.ask(subjects.find(session.swarm, "task"), {"task": task}, FoundOne, CATALOG_MS)
+    except (Fault, Rejected):  # none serves, or it is not that far yet
+        return []
+    found = answer.task
+    if found is None:
+        return []
+    lines = [f"agent    {found.agent}", f"attempts {found.attempts}", f"spent    {found.tokens} tokens"]
+    return [*lines, f"began    {found.submitted_at}", f"ended    {found.ended_at}"]
 
 
 def swarm_text(status: SwarmStatus) -> str:
