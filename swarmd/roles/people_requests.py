@@ -6,6 +6,7 @@ nothing and whoever gave it may try again. Must not know how people are reached.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -50,6 +51,7 @@ class PeopleRequests:
     ) -> None:
         self._leader, self._reader = leader, reader
         self._reply, self._later, self._ask = reply, later, ask
+        self._checking = asyncio.Lock()
 
     def verbs(self) -> dict[str, Callable[[Received], None]]:
         """What `ctl` has for people."""
@@ -128,13 +130,22 @@ class PeopleRequests:
             raise await self.why_closed(answer.id)
         task_id, key = found
         asked, _ = await self._question(state.tasks[task_id].awaited[key].place)
-        wrong = json_schema.problems(value, msgspec.json.decode(asked.schema))
+        wrong = await self._problems(value, msgspec.json.decode(asked.schema))
         if wrong:
             raise Rejected("invalid_answer", "; ".join(wrong))
         if answer.id not in state.questions:  # somebody was faster while the log was read
             raise await self.why_closed(answer.id)
         fact = Resolved(term=state.term, key=key, value=answer.value, by=answer.by)
         self._leader.propose(Event(task_id, fact), self._ask(reply, answer.id))
+
+    async def _problems(self, value: Any, schema: Any) -> list[str]:
+        """What is wrong with an answer. After a check that was given up the leader first does its other work."""
+        async with self._checking:
+            try:
+                return json_schema.problems(value, schema)
+            except Rejected:
+                await asyncio.sleep(2 * json_schema.CHECK_S)
+                raise
 
     async def why_closed(self, question: str) -> SwarmdError:
         """What to say to whoever answers too late: who was first."""
