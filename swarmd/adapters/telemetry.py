@@ -51,7 +51,7 @@ METRICS = (
     Metric("gauge", "swarmd_live_tasks", "Tasks without a verdict."),
     Metric("gauge", "swarmd_dead_tasks", "Tasks that failed for good and can be redriven."),
     Metric("counter", "swarmd_feed_dropped_total", "Events that the live feed left out under load."),
-    Metric("gauge", "swarmd_suspended_tasks", "Tasks that wait for children without a slot."),
+    Metric("gauge", "swarmd_suspended_tasks", "Tasks that wait without a slot."),
     Metric("counter", "swarmd_retries_total", "Attempts that failed and were queued again."),
     Metric("counter", "swarmd_reassigned_total", "Attempts taken from a member before they ended.", ("reason",)),
     Metric("gauge", "swarmd_members", "Members by state as the leader sees them.", ("state",)),

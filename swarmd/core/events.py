@@ -64,6 +64,8 @@ class Fact(Struct, omit_defaults=True, kw_only=True):
 class Question(Struct, omit_defaults=True):
     """What a person is asked. `schema` is the JSON Schema of an answer; `digest` binds an approval to `arguments`.
 
+    One with a `tool` and no `digest` is about a call of it that a crash cut off.
+
     When nobody answers in time the wait fails, ends with `default`, or goes to the next of `escalate_to`, each of
     whom has `timeout_ms`.
     """

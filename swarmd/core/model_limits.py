@@ -95,6 +95,8 @@ class Breaker(Struct):
         if code is None:
             return
         if not code or code in HEALTHY:
+            if self.tripped:
+                self.open_until_ms = now_ms  # a call that began before has got through: nobody need wait any more
             self.failures = self.trips = 0
             return
         self.failures += 1

@@ -14,7 +14,7 @@ from swarmd.core.budgets import Account, Reservation
 from swarmd.core.events import Budget, RetryPolicy, Schedule, WaitKind
 
 #: Raised whenever `evolve` gives the same log another meaning: older snapshots are then not used.
-FOLD_VERSION: Final = 3
+FOLD_VERSION: Final = 4
 
 TaskState = Literal[
     "queued",

@@ -172,7 +172,8 @@ def _receivers(state: SwarmState, sender: Task, to: str) -> Iterator[Task]:
     elif kind == "member":
         member = state.members.get(name)
         for task_id in member.running if member else ():
-            yield state.tasks[task_id]
+            if task_id != sender.id:
+                yield state.tasks[task_id]
     elif kind == "agent":  # whoever has begun, a hedged task once
         running = [task_id for member in state.members.values() for task_id in member.running]
         for task_id in dict.fromkeys((*running, *state.idle)):

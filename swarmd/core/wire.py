@@ -55,12 +55,15 @@ class InboxQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class InboxItem(Struct, omit_defaults=True):
-    """A question to a person. `schema` is the JSON Schema of its answer, `until_ms` when it is too late (0: never)."""
+    """A question to a person. `schema` is the JSON Schema of its answer, `until_ms` when it is too late (0: never).
+
+    An approval is of a call that `tool` is to make with `arguments`; a lost call is one that a crash cut off.
+    """
 
     id: str
     task: str
     agent: str
-    kind: Literal["question", "approval"]
+    kind: Literal["question", "approval", "lost_call"]
     prompt: str
     schema: Raw
     asked_at: str

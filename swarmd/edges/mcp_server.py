@@ -249,9 +249,11 @@ class SwarmTools:
 
     async def _answer(self, wanted: AnswerRequest) -> dict[str, Any]:
         asked = await self._client.request(wanted.id)
-        if asked.is_approval and not self.may_approve:
+        if asked.kind != "question" and not self.may_approve:
             how = "a person answers it with `swarmd inbox`, or the operator starts this server with --approve"
-            raise Rejected("forbidden", f"request {asked.id} is an approval, which is not given here: {how}")
+            raise Rejected(
+                "forbidden", f"request {asked.id} decides on a call of a tool, which is not done here: {how}"
+            )
         return {"task": await self._client.answer(asked.id, wanted.value, by=self._by)}
 
     async def _signal(self, wanted: Signal) -> dict[str, Any]:

@@ -11,11 +11,12 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType, field
+from msgspec import UNSET, Struct, field
 
 from swarmd.core import subjects
 from swarmd.core.errors import UNREADABLE, Conflict, Fault, Rejected
 from swarmd.core.events import Failure
+from swarmd.core.wire import Receipt
 
 if TYPE_CHECKING:
     from swarmd.ports import Bus
@@ -32,7 +33,7 @@ CONFLICTS: Final = frozenset({"closed", "id_taken"})
 
 
 class InboxItem(Struct, omit_defaults=True):
-    """An open request to people. `schema` is the JSON Schema of its answer.
+    """An open request to people, as `core.wire.InboxItem` with its JSON read. `schema` is that of its answer.
 
     For an approval it says what `tool` is to be called with which `arguments`; `digest` is their hash, which the answer
     repeats so that nobody approves what they have not seen. `until_ms` is a time in milliseconds of Unix, 0 for none.
@@ -65,13 +66,6 @@ class Inbox(Struct):
     requests: list[InboxItem] = field(default_factory=list)
     seq: int = 0
     total: int = 0
-
-
-class _Taken(Struct):
-    """Any receipt: all that matters is whether it is an error, and which task it is about."""
-
-    task: str = ""
-    error: Failure | UnsetType = UNSET
 
 
 class People:
@@ -111,29 +105,23 @@ class People:
         somebody else was first or the time was over, `Fault` when nobody said in time whether it was taken.
         """
         body = {"id": id, "value": value, "by": by}
-        try:
-            return (await self._ask("answer", body, _Taken)).task
-        except Rejected as refused:
-            if refused.code != "too_late":
-                raise
-        # Another answer was folded just before ours. Ours changed nothing, so giving it again only tells by whom.
-        return (await self._ask("answer", body, _Taken)).task
+        return (await self._ask("answer", body, Receipt)).task
 
     async def signal(self, name: str, value: Any = None, *, task: str = "", by: str = "") -> None:
         """Wake what waits with `ctx.wait_event(name)`: one task, or without `task` all of the swarm."""
-        await self._ask("signal", {"name": name, "value": value, "task": task, "by": by}, _Taken)
+        await self._ask("signal", {"name": name, "value": value, "task": task, "by": by}, Receipt)
 
     async def tell(self, task: str, text: str, *, by: str = "") -> None:
         """Give a running agent an instruction: it reads it at its next step."""
-        await self._ask("tell", {"task": task, "text": text, "by": by}, _Taken)
+        await self._ask("tell", {"task": task, "text": text, "by": by}, Receipt)
 
     async def pause(self, task: str, reason: str = "", *, by: str = "") -> None:
         """Let a task rest after the step it is in, until `resume`."""
-        await self._ask("pause", {"task": task, "reason": reason, "by": by}, _Taken)
+        await self._ask("pause", {"task": task, "reason": reason, "by": by}, Receipt)
 
-    async def resume(self, task: str, reason: str = "", *, by: str = "") -> None:
+    async def resume(self, task: str, *, by: str = "") -> None:
         """Let a paused task go on."""
-        await self._ask("resume", {"task": task, "reason": reason, "by": by}, _Taken)
+        await self._ask("resume", {"task": task, "by": by}, Receipt)
 
     async def _ask(self, verb: str, body: dict[str, Any], answer: type[T]) -> T:
         """One request, again while nobody leads: then it was not read, so repeating it cannot do it twice."""
@@ -152,7 +140,7 @@ class People:
 def _read(reply: bytes, answer: type[T]) -> T:
     """The answer in a reply, or the error in it."""
     try:
-        taken = msgspec.json.decode(reply, type=_Taken)
+        taken = msgspec.json.decode(reply, type=Receipt)
         if isinstance(taken.error, Failure):
             kind = Conflict if taken.error.code in CONFLICTS else Rejected
             raise kind(taken.error.code, taken.error.message)

@@ -28,8 +28,9 @@ class Context(ToolSteps, MemorySteps, Family):
     ) -> Any:
         """Do something once: call `function` (async, or sync in a thread), record its JSON result, return it.
 
-        Raises `AgentFailed("step_timeout")` when it takes longer than `timeout_s`; a thread cannot be stopped, its
-        result is then dropped.
+        Bound it with `timeout_s`, not with a timeout around the step: that one would strike at another place, or not at
+        all, when the task is resumed. Raises `AgentFailed("step_timeout")` when it takes longer than `timeout_s`; a
+        thread cannot be stopped, its result is then dropped.
         """
 
         async def act() -> Any:

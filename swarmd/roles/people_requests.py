@@ -18,13 +18,15 @@ from swarmd.core.codec import too_deep
 from swarmd.core.commands import INLINE_BYTES_MAX, INPUT_DEPTH_MAX
 from swarmd.core.errors import UNREADABLE, Conflict, Fault, Rejected, SwarmdError
 from swarmd.core.events import Awaited, Event, Fact, Paused, Question, Resolved, Signalled, Told, Unpaused
+from swarmd.core.ids import check_task_id
+from swarmd.core.wait_facts import MAILBOX_MAX
 from swarmd.core.wire import Answered, Inbox, InboxItem, InboxQuery, Instruction, Signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from swarmd.core.leader import Leader
-    from swarmd.core.state import Place
+    from swarmd.core.state import Place, Task
     from swarmd.ports import Received
     from swarmd.roles.reading import Reader
 
@@ -104,7 +106,8 @@ class PeopleRequests:
         if asked.on_timeout == "default":
             item.default = asked.default
         if asked.tool:
-            item.kind, item.tool, item.arguments, item.digest = "approval", asked.tool, asked.arguments, asked.digest
+            item.kind = "approval" if asked.digest else "lost_call"
+            item.tool, item.arguments, item.digest = asked.tool, asked.arguments, asked.digest
         return item
 
     async def _question(self, place: Place) -> tuple[Question, str]:
@@ -168,28 +171,43 @@ class PeopleRequests:
         _check_text("by", signal.by, NAME_CHARS_MAX)
         _read("signal", signal.value)
         if signal.task:
-            self._leader.require_live(signal.task)
+            self._leader.require_live(check_task_id(signal.task))
+        if self._leader.refusing and signal.name not in self._leader.state.listeners:
+            raise Rejected("store_full", f"nobody waits for it, and {self._leader.refusing}")
         fact = Signalled(term=0, name=signal.name, value=signal.value, task=signal.task, by=signal.by)
         self._propose(message, self._leader.state.swarm, fact)
 
     def _on_tell(self, message: Received) -> None:
         wanted = self._instruction(message)
         _check_text("text", wanted.text, TEXT_CHARS_MAX, least=1)
+        if len(self._task(wanted.task).told) >= MAILBOX_MAX:
+            raise Rejected("mailbox_full", f"task {wanted.task} was told {MAILBOX_MAX} things: that is all it takes")
         self._propose(message, wanted.task, Told(term=0, text=wanted.text, by=wanted.by))
 
     def _on_pause(self, message: Received) -> None:
         wanted = self._instruction(message)
+        if self._task(wanted.task).paused:
+            raise Rejected("already_paused", f"task {wanted.task} is paused already")
         self._propose(message, wanted.task, Paused(term=0, reason=wanted.reason[:500], by=wanted.by))
 
     def _on_resume(self, message: Received) -> None:
         wanted = self._instruction(message)
+        if not self._task(wanted.task).paused:
+            raise Rejected("not_paused", f"task {wanted.task} is not paused")
         self._propose(message, wanted.task, Unpaused(term=0, by=wanted.by))
 
     def _instruction(self, message: Received) -> Instruction:
         wanted = commands.parse_as(Instruction, message.payload)
         _check_text("by", wanted.by, NAME_CHARS_MAX)
-        self._leader.require_live(wanted.task)
+        self._leader.require_live(check_task_id(wanted.task))
         return wanted
+
+    def _task(self, task_id: str) -> Task:
+        """A live task of the fold. Raises `Rejected("not_yet")` for one that is only proposed."""
+        task = self._leader.state.tasks.get(task_id)
+        if task is None:
+            raise Rejected("not_yet", f"task {task_id} is not in the log yet: ask again")
+        return task
 
     def _propose(self, message: Received, subject: str, fact: Fact) -> None:
         self._leader.require_office()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from swarmd.core import commands
+from swarmd.core.errors import Rejected
 from swarmd.core.events import Event, Schedule, Unscheduled
 from swarmd.core.wire import Receipt, ScheduleQuery, Schedules
 
@@ -35,6 +36,8 @@ class ScheduleRequests:
     def _on_schedule(self, message: Received) -> None:
         wanted = structs.replace(commands.parse_as(Schedule, message.payload), declared=False)
         self._leader.require_office()
+        if self._leader.refusing:
+            raise Rejected("store_full", self._leader.refusing)
         now, planner = self._clock.now_ms(), self._leader.planner
         if planner.check(wanted, now):
             self._leader.propose(planner.scheduled(wanted, now), self._ask(message.reply))

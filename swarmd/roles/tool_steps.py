@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from msgspec import Raw
 
-from swarmd.core.events import Stepped
+from swarmd.core.events import Question, Stepped
 from swarmd.core.tool_text import untrusted
 from swarmd.roles.allowance import ONE_STEP
 from swarmd.roles.attempt import TimedOut
@@ -95,14 +95,14 @@ class ToolSteps(ModelSteps):
     async def _lost_call(self, key: str, tool: Tool, arguments: dict[str, Any]) -> dict[str, Any]:
         """Ask a person what became of a call that a crash cut off; once that is recorded, nobody asks again."""
         name, policy = tool.spec.name, tool.policy
-        shown = msgspec.json.encode(arguments).decode()[:2_000]
         prompt = (
-            f"A worker was lost while it called {name}, which must not be called twice, with {shown}. "
+            f"A worker was lost while it called {name}, which must not be called twice. "
             "If the call was not made it is made now; if it was, give its result."
         )
+        question = Question(prompt, tool=name, arguments=Raw(msgspec.json.encode(arguments)))
         try:
             how: Asking = {"schema": LOST_CALL_SCHEMA, "to": policy.approver, "timeout_s": policy.timeout_s}
-            answer = await self._ask_as(f"{key}!lost", prompt, **how)
+            answer = await self._ask_as(f"{key}!lost", question, **how)
         except TimedOut:
             return {"it": "is unknown"}
         return dict(answer.value)

@@ -97,11 +97,11 @@ class Waits(Journal):
 
         Raises `TimedOut` when nobody answers in time and there is no default.
         """
-        return await self._ask_as("ask", prompt, **how)
+        return await self._ask_as("ask", Question(prompt), **how)
 
-    async def _ask_as(self, name: str, prompt: str, **how: Unpack[Asking]) -> Answer:
+    async def _ask_as(self, name: str, question: Question, **how: Unpack[Asking]) -> Answer:
         on_timeout, timeout_s, default = how.get("on_timeout", "fail"), how.get("timeout_s"), how.get("default")
-        question = Question(prompt, on_timeout=on_timeout, escalate_to=list(how.get("escalate_to", ())))
+        question.on_timeout, question.escalate_to = on_timeout, list(how.get("escalate_to", ()))
         schema = how.get("schema")
         question.schema = _schema(dict(TEXT_SCHEMA if schema is None else schema))
         if on_timeout == "default":
@@ -115,7 +115,7 @@ class Waits(Journal):
             return Answer(msgspec.json.decode(fact.value), fact.by, event.time)
         if on_timeout == "default":
             return Answer(default, timed_out=True, at=event.time)
-        raise TimedOut(f"nobody answered within {timeout_s} s: {prompt[:200]}")
+        raise TimedOut(f"nobody answered within {timeout_s} s: {question.prompt[:200]}")
 
     async def approve(self, tool: str, arguments: Mapping[str, Any], **how: Unpack[Approving]) -> Decision:
         """Have a person approve, reject or edit a call of `tool` (`Approving` says how).

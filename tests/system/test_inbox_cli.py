@@ -315,7 +315,7 @@ async def test_tell_pause_resume_and_signal(shell: Shell) -> None:
     assert shell.inbox.told == [
         ("tell", {"task": "t1", "text": "in French", "by": "ann"}),
         ("pause", {"task": "t1", "reason": "lunch", "by": "ann"}),
-        ("resume", {"task": "t1", "reason": "", "by": "bob"}),
+        ("resume", {"task": "t1", "by": "bob"}),
         ("signal", {"name": "paid", "value": {"sum": 3}, "task": "", "by": "ann"}),
         ("signal", {"name": "paid", "value": "in cash", "task": "t1", "by": "ann"}),
     ]

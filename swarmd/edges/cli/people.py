@@ -42,7 +42,8 @@ def add(commands: flags.Commands) -> None:
     ):
         parser = commands.add(name, run, summary, f"swarmd {name} 0198c2-…")
         parser.add_argument("task", metavar="TASK")
-        parser.add_argument("--reason", default="", help="kept in the log")
+        if name == "pause":
+            parser.add_argument("--reason", default="", help="kept in the log")
         _add_by(parser)
     signal = commands.add("signal", _signal, "wake what waits for an event", "swarmd signal invoice-paid 42")
     signal.add_argument("name", metavar="NAME")
@@ -375,7 +376,7 @@ def _pause(args: argparse.Namespace) -> int:
 
 def _resume(args: argparse.Namespace) -> int:
     async def act(session: Session, people: People) -> None:
-        await people.resume(_checked(args), args.reason, by=_by(args))
+        await people.resume(_checked(args), by=_by(args))
         session.tell({"task": args.task}, f"task {args.task} goes on")
 
     _run(args, act)
