@@ -102,13 +102,35 @@ def _running_url(settings: Settings) -> str:
     return "" if ready is None else ready.nats
 
 
+def require_running(settings: Settings) -> None:
+    """Whoever names a data directory and no broker means the `up` of that directory, and no other that may run here.
+
+    Raises `Rejected("not_running")` when there is none.
+    """
+    if settings.data.dir and not settings.nats.url and _running(settings) is None:
+        folder = data_dir(settings)
+        how = f"start it with `swarmd up --data {folder}`, or name a broker with --nats URL"
+        raise Rejected("not_running", f"no `swarmd up` runs in {folder}: {how}")
+
+
 def _running(settings: Settings) -> _Running | None:
     try:
         ready = msgspec.json.decode((data_dir(settings) / READY_FILE).read_bytes(), type=_Running)
-        os.kill(ready.pids["up"], 0)
-    except (OSError, msgspec.MsgspecError, KeyError):
+    except (OSError, msgspec.MsgspecError):
         return None
-    return ready
+    return ready if _is_alive(ready.pids.get("up", 0)) else None
+
+
+def _is_alive(pid: int) -> bool:
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True  # somebody else's
+    except OSError:
+        return False
+    return True
 
 
 def running_web(settings: Settings) -> tuple[str, Path]:

@@ -498,3 +498,11 @@ def test_a_worker_without_a_swarm_says_so(up: RunningUp) -> None:
     assert "\nerror: " in f"\n{done.err}"
     nowhere = swarmd("run", "delegate")
     assert (nowhere.code, "--child" in nowhere.err) == (2, True)
+
+
+def test_a_data_directory_where_nothing_runs_is_no_other_swarm(tmp_path: Path) -> None:
+    """Whoever names a directory must not reach whatever else runs on this machine."""
+    done = swarmd("status", "--data", str(tmp_path))
+    assert done.code == 3
+    assert f"no `swarmd up` runs in {tmp_path}" in done.err
+    assert "not_running" in done.err

@@ -19,7 +19,7 @@ from swarmd.core.errors import Conflict, Rejected
 from swarmd.core.events import Failure
 from swarmd.core.wire import SwarmStatus, TaskQuery
 from swarmd.edges.cli.flags import settings_of, swarm_of, wants_json
-from swarmd.edges.settings import nats_of, secrets_of
+from swarmd.edges.settings import nats_of, require_running, secrets_of
 from swarmd.edges.wiring import Wire, connected
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ async def session(args: argparse.Namespace) -> AsyncIterator[Session]:
     from swarmd.adapters.logs import configure_logs
 
     settings = settings_of(args)
+    require_running(settings)
     nats = nats_of(settings, connect_timeout_ms=CONNECT_TIMEOUT_MS)
     level = settings.log.level if hasattr(args, "log_level") else "warning"
     configure_logs(settings.log.format, level, secrets=secrets_of(settings, nats))
