@@ -108,7 +108,8 @@ def as_json(value: Any) -> str:
 
 
 def note(text: str) -> None:
-    """Something for a person beside the result."""
+    """Something for a person beside the result, and after what was printed of it: both may go to one place."""
+    sys.stdout.flush()
     print(text, file=sys.stderr, flush=True)
 
 
