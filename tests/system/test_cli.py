@@ -162,6 +162,8 @@ def test_a_failed_task_exits_with_5_and_is_redriven(up: RunningUp) -> None:
     assert done.code == 5
     assert done.json()["state"] == "dead"
     assert "nothing works (out_of_ideas)" in done.err
+    status = up.run("status", "dead-one").out
+    assert "error    nothing works (out_of_ideas)\nagain    swarmd redrive dead-one\n" in status
     assert up.run("redrive", "dead-one").code == 0
     assert up.run("result", "dead-one").code == 5
     assert up.run("redrive", "twice-unknown").code == 3

@@ -241,8 +241,24 @@ async def _task_status(session: Session, task: str) -> int:
     lines += [f"attempts {status.epoch}, failed {status.failures}, steps {status.steps}, children {status.children}"]
     lines += [f"spent    {spending_text(status.spent)}"]
     lines += [f"budget   {account_text(account)}" for account in status.budgets]
+    lines += await _why_dead(session, task) if status.state == "dead" and not session.json else []
     session.tell(status, "\n".join([*lines, f"sequence {status.seq}"]))
     return flags.OK
+
+
+async def _why_dead(session: Session, task: str) -> list[str]:
+    """The last failure of a dead letter, which is in the log only, and what can be done."""
+    from swarmd.core.errors import Fault
+    from swarmd.core.events import Failure
+    from swarmd.edges.client import Client
+
+    lines = [f"again    swarmd redrive {task}"]
+    try:
+        async with Client.over(session.wire.bus, session.swarm) as client:
+            error = (await client.outcome(task, CATALOG_MS)).error
+    except Fault:  # only a courtesy: the state is known
+        return lines
+    return [f"error    {error.message} ({error.code})", *lines] if isinstance(error, Failure) else lines
 
 
 async def _catalogued(session: Session, task: str) -> list[str]:
