@@ -338,7 +338,8 @@ def _greeting(ready: Ready, settings: Settings) -> str:
     ]
     if ready.web:
         # An address that signs in is for a person at a terminal; whatever else reads our output is a log.
-        shown = sign_in_url(ready.web, Path(ready.data)) if sys.stdout.isatty() else f"{ready.web}  (swarmd inbox url)"
+        there = sys.stdout.isatty()
+        shown = sign_in_url(ready.web, Path(ready.data)) if there else f"{ready.web}  (swarmd inbox url{where})"
         lines.append(f"  inbox    {shown}")
     lines += [f"  without  {role}: {why}" for role, why in ready.without.items()]
     return "\n".join([*lines, *first])
