@@ -49,6 +49,8 @@ from swarmd.core.memory import MEMORY_FACTS
 from swarmd.core.prices import Price
 from swarmd.edges import cli, schemas
 from swarmd.edges.cli import flags
+from swarmd.roles.context import Context
+from swarmd.roles.waits import Approving, Asking
 from tests.core.history import NODE, OTHER, History
 from tests.sim.laws import LAWS
 
@@ -284,6 +286,34 @@ def test_each_metric_is_listed() -> None:
 def test_each_exit_code_is_listed() -> None:
     listed = re.findall(r"^\| (\d+) \|", text("operations.md"), re.MULTILINE)
     assert listed == re.findall(r"^  (\d+) ", flags.EXIT_CODES, re.MULTILINE)
+
+
+# --- the context -----------------------------------------------------------------------------------
+
+#: Of a context, but for the worker that runs the attempt.
+NOT_FOR_AGENTS = {"load", "pack"}
+
+
+def _keywords(name: str) -> list[str]:
+    """The arguments of a method of the context that go by name, those of `**how` among them."""
+    found = []
+    for parameter in inspect.signature(getattr(Context, name)).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            found.append(parameter.name)
+        elif parameter.name == "how":
+            found += {"ask": Asking, "approve": Approving}[name].__annotations__
+    return found
+
+
+def test_each_call_of_the_context_is_listed_with_its_arguments() -> None:
+    listed = dict(re.findall(r"^\| `(\w+)\(([^`]*)\)` \|", text("how-to/agents.md"), re.MULTILINE))
+    methods = {name for name, _ in inspect.getmembers(Context, inspect.iscoroutinefunction) if not name.startswith("_")}
+    assert set(listed) == methods - NOT_FOR_AGENTS
+    for name, arguments in listed.items():
+        words = set(re.findall(r"\w+", arguments))
+        assert words >= set(_keywords(name)), name
+        known = {*inspect.signature(getattr(Context, name)).parameters, *_keywords(name)}
+        assert words <= known, name
 
 
 # --- commands --------------------------------------------------------------------------------------
