@@ -626,3 +626,41 @@ async def test_a_journal_of_other_code_is_an_error_that_shows_both(ports: Attemp
         assert (fact.failure.code, fact.retryable) == ("journal_mismatch", False)
         assert "goes on with step 'parse#1'" in fact.failure.message
         assert found in fact.failure.message
+
+
+async def test_a_step_that_takes_too_long_is_stopped_with_a_code(ports: AttemptPorts) -> None:
+    async def slow() -> None:
+        await asyncio.Event().wait()
+
+    async def run(ctx: Context, wanted: Any) -> Any:
+        await ctx.step("slow", slow, timeout_s=0.05)
+
+    fact = await outcome(ports, run)
+    assert isinstance(fact, Failed)
+    assert (fact.failure.code, fact.retryable) == ("step_timeout", True)
+    assert "'slow' took longer than 0.05 s" in fact.failure.message
+
+
+async def test_a_new_version_takes_over_the_steps_of_the_one_it_migrates_from(ports: AttemptPorts) -> None:
+    calls: list[str] = []
+
+    async def old(ctx: Context, wanted: Any) -> Any:
+        await ctx.step("fetch", calls.append, "fetch")
+        await ctx.step("parse", calls.append, "parse")
+
+    async def new(ctx: Context, wanted: Any) -> Any:
+        await ctx.step("load", calls.append, "load")
+        await ctx.step("parse", calls.append, "parse")
+        await ctx.step("store", calls.append, "store")
+
+    assert isinstance(await outcome(ports, old), Completed)
+    node = NodeOffer("n", {"a": Agent("a", new, "2", {"1": {"fetch": "load"}})}, 1)
+    worker = Worker(MemberSettings("s", "w", "b"), [node], ports, FakeBus())
+    (offer,) = worker.offers()
+    assert offer.versions == {"a": ["2", "1"]}
+    start = Start("t", 2, "w/b/0", "a", msgspec.Raw(b"null"), journal=[(1, 0), (2, 0)], version="1")
+    assert isinstance(await worker.outcome(start), Completed)
+    assert calls == ["fetch", "parse", "store"]
+    other = await worker.outcome(Start("t", 2, "w/b/0", "a", msgspec.Raw(b"null"), version="3"))
+    assert isinstance(other, Failed)
+    assert other.failure.code == "no_version"

@@ -9,6 +9,8 @@ from swarmd.core.agent import (
     CallModel,
     CallTools,
     GiveUp,
+    after_instructions,
+    after_objection,
     after_reply,
     after_tools,
     begin,
@@ -68,3 +70,26 @@ def test_it_gives_up_after_so_many_model_calls() -> None:
     move = next_move(SPEC, turns, TOOLS)
     assert isinstance(move, GiveUp)
     assert move.failure.code == "turns_max"
+
+
+def test_calls_that_go_round_in_a_circle_are_a_loop() -> None:
+    """A B A B A B brings nothing new; A B A C A D does."""
+    spec = AgentSpec("reader", "Read.", turns_max=50)
+    for paths, ends in (("abababab", True), ("abcabcabc", True), ("abacadaeaf", False), ("abcdefgh", False)):
+        turns = begin(spec, "hello")
+        moves = []
+        for path in paths:
+            turns = after_tools(after_reply(turns, asks(path)), [])
+            moves.append(next_move(spec, turns[: len(turns)], TOOLS))
+        gave_up = [move for move in moves if isinstance(move, GiveUp)]
+        assert bool(gave_up) == ends, paths
+        assert all(move.failure.code == "loop" and "circle" in move.failure.message for move in gave_up)
+
+
+def test_instructions_and_objections_are_turns_of_the_user() -> None:
+    turns = after_instructions(begin(SPEC, "hello"), ["hurry", "up"])
+    assert turns[2:] == [Turn("user", "hurry"), Turn("user", "up")]
+    turns = after_objection(after_reply(turns, ModelReply("done", "stop", "m")), "no sources")
+    assert turns[-1].role == "user"
+    assert "no sources" in turns[-1].content
+    assert isinstance(next_move(SPEC, turns, TOOLS), CallModel)

@@ -5,6 +5,7 @@ And an agent that has children.
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,13 @@ async def _work(run: str, n: int) -> str:
 async def parent_of(ctx: Context, wanted: Any) -> Any:
     """The outputs of children, given as pairs of agent and input."""
     return await ctx.gather(*[await ctx.spawn(name, one) for name, one in wanted])
+
+
+@agent
+async def strict(ctx: Context, wanted: Any) -> Any:
+    """A verifier: accepts only the sum 7."""
+    found = json.loads(wanted["answer"])["sum"]
+    return found == 7 or f"{found} is not 7"
 
 
 @tool

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from swarmd.adapters.nats_server import find_nats_server
+from swarmd.core import subjects
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Stepped, Told
-from tests.contract.scripted_http import Asked, http, serving
+from swarmd.edges.client import TaskFailed
+from tests.contract.scripted_http import Asked, http, serving, streaming
 from tests.system.counted_tools import LEDGER
 from tests.system.rig import VERDICT_MS, Rig, a_rig
 from tests.system.swarms import until
@@ -24,6 +26,8 @@ from tests.system.swarms import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from swarmd.ports import Received
 
 pytest.importorskip("openai", reason="needs openai (pip install 'swarmd[models]')")
 try:
@@ -43,6 +47,17 @@ name = "counted"
 instructions = "Work."
 tools = ["work", "pay"]
 turns_max = 30
+
+[[agent]]
+name = "checked"
+instructions = "Count."
+verify = "strict"
+output = {{ type = "object", properties = {{ sum = {{ type = "integer" }} }}, required = ["sum"] }}
+
+[[agent]]
+name = "loud"
+instructions = "Speak."
+stream = true
 """
 
 
@@ -196,3 +211,47 @@ async def test_a_person_tells_a_running_agent_something(rig: Rig) -> None:
         rig.open_gate("open")
         assert await rig.client.result(task, VERDICT_MS) == "run is done"
     assert model.heard.count("hurry up") == 1
+
+
+async def test_an_answer_that_does_not_fit_or_is_not_accepted_goes_back_to_the_model(rig: Rig) -> None:
+    """The schema first, then the verifier; who objects for ever ends the task."""
+    said = ["a lot", '{"sum": "7"}', '{"sum": 6}', '{"sum": 7}']
+    asked: list[str] = []
+
+    def answer(request: Asked) -> bytes:
+        messages = request.json()["messages"]
+        asked.append(messages[-1]["content"])
+        text = said.pop(0) if said else '{"sum": 1}'
+        return http(_reply({"role": "assistant", "content": text}, "stop"))
+
+    async with serving(answer) as server:
+        await worker(rig, "w1", server.url)
+        await rig.wait_members(1)
+        assert await rig.client.run("checked", "3 and 4") == {"sum": 7}
+        assert "not valid JSON" in asked[1]
+        assert "$.sum: must be an integer" in asked[2]
+        assert "6 is not 7" in asked[3]
+        with pytest.raises(TaskFailed) as failed:
+            await rig.client.run("checked", "3 and 4")
+    assert failed.value.outcome.error.code == "not_verified"  # type: ignore[union-attr]
+    assert "1 is not 7" in failed.value.outcome.error.message  # type: ignore[union-attr]
+
+
+async def test_a_streamed_answer_is_heard_as_it_comes(rig: Rig) -> None:
+    heard: list[str] = []
+
+    def listen(message: Received) -> None:
+        heard.append(json.loads(message.payload)["text"])
+
+    def chunk(text: str, finish: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": finish}
+        return {"id": "r", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+
+    pieces = [chunk(word) for word in ("Hear", " ye", ",")] + [chunk(" all", "stop")]
+    async with serving(lambda request: streaming(*pieces)) as server:
+        await worker(rig, "w1", server.url)
+        await rig.wait_members(1)
+        subscription = await rig.bus.subscribe(subjects.delta("main", "*"), listen)
+        assert await rig.client.run("loud", "now") == "Hear ye, all"
+        await until(lambda: "".join(heard) == "Hear ye, all")
+        await subscription.close()
