@@ -80,6 +80,8 @@ class PeopleRequests:
             wait = state.tasks[task_id].awaited[key]
             if query.id in ("", question) and query.task in ("", task_id) and query.to in ("", wait.name):
                 found.append((question, task_id, key))
+        if query.id and not found and query.id in state.closed:
+            raise await self.why_closed(query.id)
         inbox = Inbox([], state.seq, len(found))
         size = 0
         for question, task_id, key in found[: min(max(query.limit, 1), INBOX_MAX)]:

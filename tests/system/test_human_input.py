@@ -105,7 +105,8 @@ def test_a_refused_and_a_late_answer_say_why(up: RunningUp) -> None:
     assert up.run("result", "refused-1", "--timeout", "30").code == 0
     late = up.run(*good, "--by", "bob")
     assert late.code == 3
-    assert "unknown_request" in late.err or "ann" in late.err
+    assert f"request {item['id']} is closed: ann answered at " in late.err
+    assert late.err.endswith("(closed)\n")
 
 
 @pytest.mark.slow
