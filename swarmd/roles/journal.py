@@ -8,6 +8,7 @@ decided nothing is recorded any more. Must not know what the steps are.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 from collections import Counter
 from contextlib import contextmanager
@@ -125,7 +126,8 @@ class Journal:
         try:
             payload = msgspec.json.encode(value)
         except (TypeError, ValueError, RecursionError) as error:
-            raise AgentFailed("not_json", f"a result must be JSON: {error}", retryable=False) from None
+            hint = "; is an `await` missing?" if inspect.iscoroutine(value) else ""
+            raise AgentFailed("not_json", f"a result must be JSON: {error}{hint}", retryable=False) from None
         if too_deep(payload, INPUT_DEPTH_MAX):
             raise AgentFailed("too_deep", f"a result is nested deeper than {INPUT_DEPTH_MAX}", retryable=False)
         if len(payload) <= INLINE_BYTES_MAX:

@@ -97,6 +97,7 @@ class Waits(Journal):
 
         Raises `TimedOut` when nobody answers in time and there is no default.
         """
+        _check_how("ask", how, Asking)
         return await self._ask_as("ask", Question(prompt), **how)
 
     async def _ask_as(self, name: str, question: Question, **how: Unpack[Asking]) -> Answer:
@@ -123,6 +124,7 @@ class Waits(Journal):
         The answer holds for these very arguments: it names their hash. Without an answer in time the call is
         rejected, or the attempt fails; it is never approved.
         """
+        _check_how("approve", how, Approving)
         on_timeout, timeout_s, given = how.get("on_timeout", "reject"), how.get("timeout_s"), dict(arguments)
         payload, digest = digest_of(tool, given)
         escalate_to = list(how.get("escalate_to", ()))
@@ -211,6 +213,15 @@ def _ms(seconds: float) -> int:
 
 def _schema(schema: dict[str, Any]) -> Raw:
     return Raw(msgspec.json.encode(json_schema.check_schema(schema)))
+
+
+def _check_how(name: str, how: Mapping[str, Any], known: type[Asking] | type[Approving]) -> None:
+    """Nobody's type checker may have looked: a mistyped `timeout_s` would be a wait without an end."""
+    words = known.__annotations__
+    for word in how:
+        if word not in words:
+            why = f"ctx.{name} takes {', '.join(words)}; there is no {word!r}"
+            raise AgentFailed("bad_argument", why, retryable=False)
 
 
 def _check_default(default: Any, schema: Raw) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -106,7 +107,11 @@ class Worker(MemberProcess):
         try:
             wanted = await context.load()
             try:
-                output = await agent.run(context, wanted)
+                running = agent.run(context, wanted)
+                if not inspect.isawaitable(running):
+                    why = f"agent {agent.name} is no async function: write `async def`"
+                    raise AgentFailed("not_async", why, retryable=False)
+                output = await running
                 context.check_read()
             finally:
                 context.close()
