@@ -117,9 +117,10 @@ class Leader:
         for effect in effects:
             self._act(effect, now_ms)
         if commit.boot == self.boot and self._is_first_reading(commit.n):
+            turned_down = frozenset(refused)
             for index, event in enumerate(commit.events):
                 if isinstance(event, Event):
-                    self._settle_overlay(event, effects, index not in refused)
+                    self._settle_overlay(event, effects, index not in turned_down)
             self._take_answers()
         return effects
 
@@ -213,14 +214,8 @@ class Leader:
     def _settle_overlay(self, event: Event, effects: list[fx.Effect], accepted: bool) -> None:
         """One of our own events is folded, accepted or not: what stood in for it goes."""
         fact = event.data
-        if isinstance(fact, ASKED):
-            late = Failure("too_late", "the task has moved on: ask for its state")
-            self._answer(event, Receipt(event.subject) if accepted else Receipt(error=late))
-        if isinstance(fact, Granted | Budgeted):
-            self.granting.settle(event)
-        elif not isinstance(fact, Assigned | Submitted | Refused):
-            if not accepted:
-                self._rearm(event)
+        if not isinstance(fact, Assigned | Submitted | Refused):
+            self._settle_other(event, accepted)
         elif fact.term != self.state.term:
             return  # an earlier office of ours: its overlays went with it
         elif isinstance(fact, Assigned):
@@ -230,6 +225,15 @@ class Leader:
         else:
             accepted = any(isinstance(effect, fx.Refusal) and effect.subject == event.subject for effect in effects)
             self.door.settle_refused(fact, event, accepted)
+
+    def _settle_other(self, event: Event, accepted: bool) -> None:
+        if isinstance(event.data, ASKED):
+            late = Failure("too_late", "the task has moved on: ask for its state")
+            self._answer(event, Receipt(event.subject) if accepted else Receipt(error=late))
+        if isinstance(event.data, Granted | Budgeted):
+            self.granting.settle(event)
+        elif not accepted:
+            self._rearm(event)
 
     def _rearm(self, event: Event) -> None:
         """What time made necessary did not come about (the commit was void or not stored): see it again."""

@@ -266,7 +266,7 @@ def _redriven(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     state.tasks[subject] = task
     if task.epoch:
         state.idle[subject] = None
-    open_account(state, task, [name for name in task.draws if name != budgets.task_account(subject)])
+    open_account(state, task, tuple(name for name in task.draws if name != budgets.task_account(subject)))
     reopen_waits(state, task, out)
     queue(state, task, out)
     return ""

@@ -210,7 +210,7 @@ def _suspended(state: SwarmState, commit: Commit, index: int, subject: str, fact
         return ""
     groups = [{name: None for name in group if not is_resolved(task, name)} for group in fact.waits]
     if groups and all(groups):
-        task.state, task.waits = "suspended", groups
+        task.state, task.waits = "suspended", tuple(groups)
     else:
         queue(state, task, out)
     return ""

@@ -21,7 +21,7 @@ BILL_MAX: Final = budgets.BILL_MAX
 
 def queue(state: SwarmState, task: Task, out: Sink) -> None:
     """The task waits for a slot; a paused one waits to be resumed."""
-    task.waits = []
+    task.waits = ()
     if task.paused:
         task.state = "paused"
         return
@@ -110,13 +110,13 @@ def _release(state: SwarmState, task: Task, epoch: int, held: budgets.Reservatio
     state.releases += 1
 
 
-def open_account(state: SwarmState, task: Task, draws: list[str]) -> None:
+def open_account(state: SwarmState, task: Task, draws: tuple[str, ...]) -> None:
     """A task draws on the accounts of its ancestors, and on its own if it has a budget."""
     task.draws = draws
     if task.budget != budgets.NO_LIMIT:
         name = budgets.task_account(task.id)
         state.accounts[name] = budgets.Account(Limit(*budgets.amounts_of(task.budget)))
-        task.draws = [*draws, name]
+        task.draws = (*draws, name)
 
 
 def end(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> None:

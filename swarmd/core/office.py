@@ -58,7 +58,7 @@ def start_of(state: SwarmState, task: Task, attempt: Attempt) -> Start:
         task.tenant,
         task.priority,
         task.labels,
-        {key: wait.resolved for key, wait in task.awaited.items() if wait.resolved is not None},
+        {key: wait.resolved for key, wait in task.awaited.items() if wait.resolved} if task.awaited else {},
         task.told,
         task.version,
     )

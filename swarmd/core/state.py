@@ -81,7 +81,8 @@ class Task(Struct):
     """A live task. `attempts` holds the live epochs: none while it waits, two when hedged.
 
     `waits` are the groups that a suspended task waits for, each with what is still unresolved of it. `awaited` are
-    all its waits by step key, `told` the places of its instructions.
+    all its waits by step key, `told` the places of its instructions. What most tasks never have is an empty tuple until
+    they do: there may be a million of them.
     """
 
     id: str
@@ -107,17 +108,17 @@ class Task(Struct):
     packed: bool = False
     retry: RetryPolicy = RetryPolicy()
     budget: Budget = Budget()
-    draws: list[str] = field(default_factory=list)
+    draws: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
     requires: dict[str, str] = field(default_factory=dict)
     attempts: dict[int, Attempt] = field(default_factory=dict)
     journal: dict[str, Place] = field(default_factory=dict)
     children: dict[str, Place | None] = field(default_factory=dict)
-    waits: list[dict[str, None]] = field(default_factory=list)
+    waits: tuple[dict[str, None], ...] = ()
     awaited: dict[str, Wait] = field(default_factory=dict)
-    mailbox: list[Mail] = field(default_factory=list)
+    mailbox: tuple[Mail, ...] = ()
     sent: dict[str, None] = field(default_factory=dict)
-    told: list[Place] = field(default_factory=list)
+    told: tuple[Place, ...] = ()
     paused: bool = False
     not_before_ms: int = 0
     version: str = ""

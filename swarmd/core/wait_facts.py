@@ -158,7 +158,7 @@ def deliver(state: SwarmState, sender: Task, to: str, place: Place, out: Sink) -
         if key:
             resolve(state, task, key, place, out)
         elif len(task.mailbox) < MAILBOX_MAX:
-            task.mailbox.append(Mail(place, sender.id))
+            task.mailbox = (*task.mailbox, Mail(place, sender.id))
         else:
             state.counters.ignored["mailbox_full"] = state.counters.ignored.get("mailbox_full", 0) + 1
 
@@ -199,7 +199,8 @@ def _take_mail(task: Task, sender: str) -> Place | None:
     """The oldest message of `sender` ("": of anyone), taken out of the mailbox."""
     for at, mail in enumerate(task.mailbox):
         if sender in ("", mail.sender):
-            return task.mailbox.pop(at).place
+            task.mailbox = (*task.mailbox[:at], *task.mailbox[at + 1 :])
+            return mail.place
     return None
 
 
@@ -214,7 +215,7 @@ def _told(state: SwarmState, commit: Commit, index: int, subject: str, fact: Tol
         return "unknown_task"
     if len(task.told) >= MAILBOX_MAX:
         return "mailbox_full"
-    task.told.append((commit.seq, index))
+    task.told = (*task.told, (commit.seq, index))
     if task.attempts:
         out.append(fx.Instructed(task, (commit.seq, index)))
     return ""

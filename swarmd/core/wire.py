@@ -6,6 +6,7 @@ message, and ignored where swarmd's own processes of different versions talk to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from msgspec import UNSET, Raw, Struct, UnsetType, field
@@ -243,7 +244,7 @@ class Start(Struct, omit_defaults=True, tag_field="op", tag="start"):
     agent: str
     input: Raw = NULL
     input_blob: str = ""
-    journal: list[Place] = field(default_factory=list)
+    journal: Sequence[Place] = ()
     children: dict[str, Place | None] = field(default_factory=dict)
     deadline_at_ms: int = 0
     grant: Budget = Budget()
@@ -251,7 +252,7 @@ class Start(Struct, omit_defaults=True, tag_field="op", tag="start"):
     priority: int = 0
     labels: dict[str, str] = field(default_factory=dict)
     resolved: dict[str, Place] = field(default_factory=dict)
-    told: list[Place] = field(default_factory=list)
+    told: Sequence[Place] = ()
     version: str = "1"
 
 

@@ -129,9 +129,7 @@ async def _asleep(rig: Rig, args: argparse.Namespace) -> dict[str, Any]:
         "asleep_worker_mib": round(grown, 1),
         "asleep_worker_cpu_share": round(share, 4),
         "asleep_woken_per_s": round(len(handles) / took_s),
-        "cpu_us_per_wake": {
-            kind: round((after[kind] - before_wake[kind]) / len(handles) * 1e6, 1) for kind in after
-        },
+        "cpu_us_per_wake": {kind: round((after[kind] - before_wake[kind]) / len(handles) * 1e6, 1) for kind in after},
     }
 
 

@@ -34,9 +34,16 @@ class Allowance:
 
     def __init__(self, start: Start, writer: LogWriter, clock: Clock) -> None:
         self._start, self._writer, self._clock = start, writer, clock
-        self._purse = Purse(start.grant)
+        self._opened: Purse | None = None
         self._held: dict[str, Spending] = {}
         self._reported_ms = clock.now_ms()
+
+    @property
+    def _purse(self) -> Purse:
+        """Made when it is first looked into: many an attempt takes no step."""
+        if self._opened is None:
+            self._opened = Purse(self._start.grant)
+        return self._opened
 
     async def afford(self, key: str, need: Spending, until: Callable[[Callable[[], bool]], Awaitable[None]]) -> None:
         """Hold back what the step under `key` may cost, instead of what was held back for it before.

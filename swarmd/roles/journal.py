@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections import Counter
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
@@ -27,7 +26,7 @@ from swarmd.roles.allowance import ONE_STEP, Allowance
 from swarmd.roles.attempt import AgentFailed, AttemptPorts, SuspendAttempt
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from swarmd.core.events import Spending
     from swarmd.core.state import Place
@@ -66,23 +65,23 @@ class Journal:
         self._branched = False
         self._occurrences: dict[str, int] = {}
         self._resolved: dict[str, Place | None] = {**start.children, **start.resolved}
-        self._instructions: list[Place] = list(start.told)
+        # Most attempts are short, and there are thousands a second: what few of them need is made when they do.
+        self._instructions: Sequence[Place] = start.told
         self._heard = 0
-        self._in_flight: set[str] = set()
-        self._parked: Counter[str] = Counter()
-        self._waiting: list[list[list[str]]] = []
-        self._changed = asyncio.Event()  # something is resolved, a step has ended, or the attempt is over
+        self._in_flight: dict[str, None] = {}
+        self._parked: dict[str, int] = {}
+        self._waiting: tuple[list[list[str]], ...] = ()
+        self._changed: asyncio.Event | None = None  # something is resolved, a step has ended, or the attempt is over
         self._over = self._suspending = self._pause_wanted = False
-        self._groups: list[list[str]] = []
-        self._failures: list[tuple[tuple[asyncio.Task[Any], ...], str, str, Exception]] = []
+        self._groups: Sequence[list[str]] = ()
+        self._failures: tuple[tuple[tuple[asyncio.Task[Any], ...], str, str, Exception], ...] = ()
         self._allowance = Allowance(start, ports.writer, ports.clock)
 
     # --- reading ---
 
     async def load(self) -> Any:
         """Read the input and the recorded steps; return the input."""
-        self._main = asyncio.current_task()
-        _line()
+        self._main = _line()[-1]
         places = self._start.journal
         if places:
             commits = await self._ports.reader.commits(seq for seq, _ in places)
@@ -200,15 +199,15 @@ class Journal:
     def _acting(self, key: str) -> Iterator[None]:
         """A step is in flight: from before it acts until its receipt is here."""
         within = _WITHIN.get()
-        self._in_flight.add(key)
+        self._in_flight[key] = None
         _WITHIN.set((*within, key))
         try:
             yield
         finally:
             _WITHIN.set(within)
-            self._in_flight.discard(key)
+            self._in_flight.pop(key, None)
             self._allowance.drop(key)
-            self._changed.set()
+            self._stir()
 
     @contextmanager
     def _failing(self, key: str, kind: str) -> Iterator[None]:
@@ -217,7 +216,7 @@ class Journal:
         try:
             yield
         except Exception as error:
-            self._failures.append((line, key, kind, error))
+            self._failures = (*self._failures, (line, key, kind, error))
             raise
 
     async def _note_failures(self) -> None:
@@ -232,14 +231,14 @@ class Journal:
             return not line or (here in line and (here is line[-1] or line[-1].done()))
 
         mine = [noted for noted in self._failures if is_survived(noted[0])]
-        self._failures = [noted for noted in self._failures if noted not in mine]
+        self._failures = tuple(noted for noted in self._failures if noted not in mine)
         for _, key, kind, error in mine:
             failure, raised = failures.noted(error)
             await self._record(Stepped(epoch=self.epoch, key=key, kind=kind, failure=failure, result=raised))
 
     def hand_on(self, error: Exception) -> None:
         """Somebody outside has been told of a step's failure: any further step says that the agent survived it."""
-        self._failures = [((), *noted[1:]) if noted[-1] is error else noted for noted in self._failures]
+        self._failures = tuple(((), *noted[1:]) if noted[-1] is error else noted for noted in self._failures)
 
     async def _result_of(self, step: Stepped) -> Any:
         """What a recorded step returned. Raises what it raised."""
@@ -303,28 +302,33 @@ class Journal:
         if done():
             return
         within = _WITHIN.get()
-        self._waiting.append(groups)
+        self._waiting = (*self._waiting, groups)
         try:
             try:
                 async with asyncio.timeout(grace_ms / 1000):
                     return await self._until(done)
             except TimeoutError:
-                self._parked.update(within)
-            self._changed.set()
+                self._park_steps(within, 1)
+            self._stir()
             try:
                 await self._until_stalled(done)
                 if not done():
                     raise self._suspension()
             finally:
-                self._parked.subtract(within)
+                self._park_steps(within, -1)
         finally:
-            self._waiting.remove(groups)
+            self._waiting = tuple(one for one in self._waiting if one is not groups)
+
+    def _park_steps(self, keys: Sequence[str], by: int) -> None:
+        """So many waits stand still within these steps."""
+        for key in keys:
+            self._parked[key] = self._parked.get(key, 0) + by
 
     async def _until_stalled(self, done: Callable[[], bool]) -> None:
         """Wait until no step is in flight, and none has begun some turns later: a branch may be between two steps."""
 
         def stalled() -> bool:
-            return all(self._parked[key] for key in self._in_flight)
+            return all(self._parked.get(key) for key in self._in_flight)
 
         turns = 0
         while turns < TURNS:
@@ -339,23 +343,30 @@ class Journal:
             if self._suspending:
                 raise SuspendAttempt
             self._check_open()
+            if self._changed is None:
+                self._changed = asyncio.Event()
             self._changed.clear()
             await self._changed.wait()
+
+    def _stir(self) -> None:
+        """Whoever waits looks again."""
+        if self._changed is not None:
+            self._changed.set()
 
     def resolve(self, name: str, place: Place) -> None:
         """The leader says that a child has its verdict, or a wait its result, at `place`."""
         self._resolved[name] = place
-        self._changed.set()
+        self._stir()
 
     def instruct(self, place: Place) -> None:
         """The leader says that there is an instruction at `place`."""
         if place not in self._instructions:
-            self._instructions.append(place)
+            self._instructions = [*self._instructions, place]
 
     def grant(self, item: Grant) -> None:
         """The leader answers a wish for more."""
         self._allowance.hear(item)
-        self._changed.set()
+        self._stir()
 
     def ran_ms(self) -> int:
         """How long the attempt ran since its last report."""
@@ -370,7 +381,7 @@ class Journal:
     def close(self) -> None:
         """The agent's function has ended: what it left running records nothing, and waits for nothing."""
         self._over = True
-        self._changed.set()
+        self._stir()
 
     def _check_open(self) -> None:
         if self._over:
@@ -388,7 +399,7 @@ class Journal:
     @property
     def suspended(self) -> Suspended | None:
         """The event that frees this attempt's slot, once that is decided; what its agent does then is void."""
-        return Suspended(epoch=self.epoch, waits=self._groups) if self._suspending else None
+        return Suspended(epoch=self.epoch, waits=list(self._groups)) if self._suspending else None
 
 
 def _line() -> tuple[asyncio.Task[Any], ...]:

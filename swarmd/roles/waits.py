@@ -194,7 +194,7 @@ class Waits(Journal):
         self._heard += len(texts)
         return texts
 
-    def _new_instructions(self) -> list[Place]:
+    def _new_instructions(self) -> Sequence[Place]:
         return self._instructions[self._heard :]
 
 
