@@ -87,7 +87,7 @@ class ModelTable(Struct, frozen=True, forbid_unknown_fields=True):
     api_key_file: str = ""
     timeout_ms: Positive = 60_000
     stall_ms: Positive = 30_000
-    retries: Natural = 4
+    retries: Natural = 8
     fallbacks: tuple[str, ...] = ()
 
 

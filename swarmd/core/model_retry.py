@@ -32,7 +32,7 @@ _ELSEWHERE: Final = frozenset(
 class RetryLimits(Struct, frozen=True):
     """`retries` after the first call; waits grow from `base_ms` to `wait_ms_max`; a longer Retry-After is no retry."""
 
-    retries: Count = 4
+    retries: Count = 8
     base_ms: Millis = 500
     wait_ms_max: Millis = 30_000
     retry_after_ms_max: Millis = 600_000

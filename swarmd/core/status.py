@@ -89,21 +89,23 @@ def task_status(leader: Leader, task_id: str) -> TaskStatus:
     )
 
 
-def _sleeping(task: Task) -> str:
-    """What a suspended task waits for, the first few of it."""
+def _sleeping(leader: Leader, task: Task) -> str:
+    """What a suspended task waits for, the first few of it; of children, what the first one waits for."""
     names = [name for group in task.waits for name in group]
     waits = [(name, task.awaited[name]) for name in names if name in task.awaited]
     words = {"timer": "a time", "event": "event", "message": "a message", "human": "the answer to request"}
     said = [f"{words[wait.kind]} {wait.question or wait.name}".rstrip() for _, wait in waits[:5]]
     children = [name for name in names if name not in task.awaited]
     if children:
-        said.append(f"its children {', '.join(children[:5])}")
+        first = leader.state.tasks.get(children[0])
+        why = _waiting_for(leader, first) if first is not None and first.state == "queued" else ""
+        said.append(f"its children {', '.join(children[:5])}" + (f" ({children[0]} waits for {why})" if why else ""))
     return "; ".join(said)
 
 
 def _waiting_for(leader: Leader, task: Task) -> str:
     if task.state == "suspended":
-        return _sleeping(task)
+        return _sleeping(leader, task)
     if task.state == "paused":
         return "being resumed: it is paused"
     if task.state == "delayed":

@@ -24,6 +24,7 @@ from swarmd.adapters.logs import configure_logs
 from swarmd.adapters.telemetry import Health, HealthServer, Telemetry
 from swarmd.core.ids import check_name
 from swarmd.edges.settings import nats_of, secrets_of
+from swarmd.edges.stalls import StallWatch
 from swarmd.roles.replica import Rewound
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Ready(Protocol):
 Role = Callable[["NatsSettings", Telemetry, asyncio.Event, Ready], Awaitable[None]]
 PR_SET_PDEATHSIG: Final = 1
 TICK_S: Final = 1.0
+#: Without a tick for so long the loop stands still; at twice that a worker's nodes are lost.
+STALLED_S: Final = 2.0
 
 
 def run_role(args: argparse.Namespace, settings: Settings) -> int:
@@ -84,6 +87,8 @@ async def _live(kind: str, swarm: str, nats: NatsSettings, role: Role, metrics_p
             print(msgspec.json.encode({"ready": True, "metrics": pages.url, **addresses}).decode(), flush=True)
 
     tune_gc()
+    stalls = StallWatch(health.tick_age_s, STALLED_S)
+    stalls.start()
     try:
         async with asyncio.TaskGroup() as group:
             ticking = group.create_task(_tick(health))
@@ -96,6 +101,7 @@ async def _live(kind: str, swarm: str, nats: NatsSettings, role: Role, metrics_p
                     health.not_ready(kind, "folding the log again")
             ticking.cancel()
     finally:
+        stalls.stop()
         pages.stop()
     return 0
 

@@ -22,7 +22,7 @@ class TestRetries:
         fault = Fault("model_unavailable", "x")
         assert [next_delay(n, fault, ALL_BITS, RetryLimits(9)) for n in (1, 2, 3, 8)] == [499, 999, 1999, 29_999]
         assert next_delay(3, fault, 0) == 0
-        assert next_delay(5, fault, 0) is None
+        assert next_delay(9, fault, 0) is None
 
     def test_what_the_server_asks_for_goes_first(self) -> None:
         assert next_delay(1, Fault("rate_limited", "x", retry_after_ms=7_000), 0) == 7_000

@@ -33,7 +33,7 @@ def test_a_task_says_what_it_waits_for_from_beginning_to_end() -> None:
     )
     assert task_status(leader, "t~1").waiting_for == "a free slot among 1 members"
     stage.member("w", ("t", Suspended(epoch=1, waits=[["t~1"]])))
-    assert task_status(leader, "t").waiting_for == "its children t~1"
+    assert task_status(leader, "t").waiting_for == "its children t~1 (t~1 waits for a free slot among 1 members)"
     stage.decide(leader)
     stage.member("w", ("t~1", Failed(epoch=1, failure=Failure("x", "y"))))
     assert task_status(leader, "t~1").waiting_for == "its back-off after failure 1"
