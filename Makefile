@@ -27,11 +27,11 @@ $(VENV)/.dev: $(VENV)/.test
 run: $(VENV)/.run ## run the demo on the project's own documents
 	$(BIN)/swarmd demo
 
-test: $(VENV)/.test ## run the whole suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.test ## run the whole suite, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(VENV)/.dev ## as test, and demand the tools that some tests need
-	SWARMD_DEMAND_TOOLS=1 $(BIN)/python -m pytest
+	SWARMD_DEMAND_TOOLS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 dev: $(VENV)/.dev ## make the environment for working on swarmd
 

@@ -224,9 +224,12 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         await _has_ended(process)
     finally:
         _signal_group(process.pid, signal.SIGKILL)  # what it has started and left behind
-        transport = getattr(process, "_transport", None)
-        if transport is not None:  # a grandchild in another session may still hold the pipes
-            transport.close()
+        try:
+            await _has_ended(process)  # killed: its code is here in a moment
+        finally:
+            transport = getattr(process, "_transport", None)
+            if transport is not None:  # a grandchild in another session may still hold the pipes
+                transport.close()
 
 
 async def _has_ended(process: asyncio.subprocess.Process) -> bool:

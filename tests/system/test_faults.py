@@ -240,6 +240,7 @@ async def test_requests_with_noise_are_answered_with_what_is_wrong(rig: Rig) -> 
 async def test_a_secret_in_the_environment_is_in_no_stored_message_and_no_log_line(tmp_path: Path) -> None:
     secret = "sk-canary-8f2e61c09d"
     secrets = {"OPENAI_API_KEY": secret, "SWARMD_NATS_PASSWORD": "canary-of-the-broker", "SWARMD_LOG_LEVEL": "debug"}
+    secrets["SWARMD_MODEL_RETRIES"] = "1"  # nobody answers, which need not be found out again and again
     async with a_rig(tmp_path) as rig:
         await rig.orchestrator("o1", **secrets)
         await rig.start("observer", "v1", **secrets)
