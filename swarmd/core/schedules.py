@@ -154,6 +154,7 @@ class Planner:
         self._state, self._slots = state, slots
         self._heap: list[tuple[int, str]] = []
         self._next: dict[str, int] = {}
+        self._under_way: dict[str, int] = {}
         self._catching_up: dict[str, int] = {}
 
     def take_office(self, declared: dict[str, Schedule], now_ms: int) -> list[Event]:
@@ -201,6 +202,7 @@ class Planner:
         """The schedule is new or has moved on, or a firing could not be stored: its next slot is due in time."""
         planned = self._state.schedules.get(name)
         slot = self._due_slot(planned, now_ms) if planned else 0
+        self._under_way.pop(name, None)
         if not slot:
             self._next.pop(name, None)
             return
@@ -237,6 +239,7 @@ class Planner:
                 self._next[name] = slot
                 heapq.heappush(self._heap, (slot, name))
             elif slot:
+                self._under_way[name] = slot
                 events.append(Event(name, self._firing(planned, slot, now_ms)))
         return events
 
@@ -246,13 +249,13 @@ class Planner:
         return Fired(term=self._state.term, slot_ms=slot, deadline_at_ms=deadline)
 
     def status(self) -> list[ScheduleStatus]:
-        """Every schedule and its next slot, by id."""
+        """Every schedule and its next slot, by id; one that is fired and not folded yet is still the next."""
         return [
             ScheduleStatus(
                 name,
                 planned.schedule.agent,
                 planned.schedule,
-                next_ms=self._next.get(name, 0),
+                next_ms=self._next.get(name) or self._under_way.get(name, 0),
                 last_ms=planned.fired_ms,
                 last_task=planned.task,
                 fired=planned.fired,

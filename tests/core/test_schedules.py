@@ -313,3 +313,19 @@ def test_a_member_runs_what_a_schedule_makes() -> None:
     stage.decide(leader)
     stage.wait(1_000, leader)
     assert leader.state.members[NODE].running == {f"s:{NOW + 1_000}": 1}
+
+
+def test_a_slot_that_is_fired_and_not_folded_yet_is_still_the_next() -> None:
+    """Or somebody who looks in that moment takes the schedule for one that has ended."""
+    stage = Stage()
+    leader = stage.leading()
+    ask(leader, schedule(every_ms=1_000), stage.now_ms)
+    stage.decide(leader)
+    (armed,) = leader.planner.status()
+    stage.now_ms = armed.next_ms
+    leader.tick(stage.now_ms)
+    (proposed,) = leader.planner.status()
+    assert proposed.next_ms == armed.next_ms > 0
+    stage.decide(leader)
+    (folded,) = leader.planner.status()
+    assert (folded.fired, folded.next_ms) == (1, armed.next_ms + 1_000)
