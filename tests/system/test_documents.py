@@ -2,77 +2,40 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.system.pages import COMMAND_S, ROOT, commands, environment, files_of, marked, shell
 from tests.system.swarms import a_swarm
 from tests.system.ups import PLAIN, RunningUp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
-COMMAND_S = 60
-
-
-def marked(page: str, mark: str) -> list[tuple[str, str]]:
-    """(value of the mark, content) of each fenced block below `<!-- mark: value -->` or `<!-- mark -->`."""
-    pattern = rf"<!-- {mark}(?:: ([^\n]*?))? -->\n```\w*\n(.*?)```"
-    return re.findall(pattern, (DOCS / page).read_text(), re.DOTALL)
-
+    from pathlib import Path
 
 # --- the tutorial ----------------------------------------------------------------------------------
 
 
-def runnable() -> list[tuple[str, list[str]]]:
-    """Each command of the tutorial that can be run as it stands, with the output that is promised below it."""
-    commands: list[tuple[str, list[str]]] = []
-    for _, content in marked("tutorial.md", "run"):
-        for line in content.splitlines():
-            if line.startswith("$ "):
-                commands.append((line[2:], []))
-            else:
-                commands[-1][1].append(line)
-    return commands
-
-
 @pytest.mark.slow
 def test_the_tutorial_runs_as_it_is_written(tmp_path: Path) -> None:
-    binaries = tmp_path / "bin"
-    binaries.mkdir()
-    for name, command in (("swarmd", f'{sys.executable} -m swarmd "$@"'), ("python3", f'{sys.executable} "$@"')):
-        (binaries / name).write_text(f"#!/bin/sh\nexec {command}\n")
-        (binaries / name).chmod(0o755)
     folder = tmp_path / "tour"
     folder.mkdir()
-    for name, content in marked("tutorial.md", "file"):
-        (folder / name).write_text(content)
-    environ = {"PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    files_of("tutorial.md", folder)
+    environ = environment(folder)
     modules = ("--agents", "swarmd.agents", "--agents", "tour")
     with RunningUp(folder / "data", *modules, cwd=folder, environ=environ):
-        for command, promised in runnable():
-            done = subprocess.run(
-                ["sh", "-c", command],
-                cwd=folder,
-                env={**PLAIN, **environ},
-                capture_output=True,
-                text=True,
-                timeout=COMMAND_S,
-                check=False,
-            )
+        for command, promised in commands("tutorial.md"):
+            done = shell(command, folder, environ)
             assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
             if promised:
                 assert done.stdout.splitlines() == promised, command
         checked = subprocess.run(
-            [binaries / "swarmd", "config", "check", "swarm.toml"],
+            [folder / "bin" / "swarmd", "config", "check", "swarm.toml"],
             cwd=folder,
             env={**PLAIN, **environ},
             capture_output=True,
@@ -107,7 +70,7 @@ def test_the_programs_of_the_readme_run(tmp_path: Path) -> None:
 
 
 def test_the_tutorial_has_commands_to_run() -> None:
-    assert len(runnable()) >= 12
+    assert len(commands("tutorial.md")) >= 12
     assert [name for name, _ in marked("tutorial.md", "file")] == ["tour.py", "swarm.toml"]
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,8 +11,8 @@ from swarmd import config
 from swarmd.adapters.nats_server import find_nats_server
 from swarmd.core.errors import Conflict, Rejected
 from swarmd.edges.client import Client
-from tests.system.test_documents import COMMAND_S, ROOT, marked
-from tests.system.ups import PLAIN, RunningUp
+from tests.system.pages import commands, environment, files_of, marked, shell
+from tests.system.ups import RunningUp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,32 +26,11 @@ except Rejected:
 PAGE = "how-to/human-input.md"
 
 
-def commands() -> list[tuple[str, list[str]]]:
-    """Each command that can be run as it stands, with the output that is promised below it."""
-    found: list[tuple[str, list[str]]] = []
-    for _, content in marked(PAGE, "run"):
-        for line in content.splitlines():
-            if line.startswith("$ "):
-                found.append((line[2:], []))
-            else:
-                found[-1][1].append(line)
-    return found
-
-
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningUp]:
     folder = tmp_path_factory.mktemp("letters")
-    binaries = folder / "bin"
-    binaries.mkdir()
-    (binaries / "swarmd").write_text(f'#!/bin/sh\nexec {sys.executable} -m swarmd "$@"\n')
-    (binaries / "swarmd").chmod(0o755)
-    for name, content in marked(PAGE, "file"):
-        (folder / name).write_text(content)
-    environ = {
-        "PATH": f"{binaries}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{ROOT}:{folder}",
-        "SWARMD_MEMORY_ENABLED": "false",
-    }
+    files_of(PAGE, folder)
+    environ = environment(folder, SWARMD_MEMORY_ENABLED="false")
     with RunningUp(folder / "data", "--agents", "letters", cwd=folder, environ=environ) as running:
         running.environ = environ  # type: ignore[attr-defined]
         yield running
@@ -62,22 +38,13 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningUp]:
 
 def run(up: RunningUp, command: str) -> tuple[int, str, str]:
     """One command as a shell runs it, in the folder of the page."""
-    environ = {**PLAIN, **up.environ}  # type: ignore[attr-defined]
-    done = subprocess.run(
-        ["sh", "-c", command],
-        cwd=up.data.parent,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_S,
-        check=False,
-    )
+    done = shell(command, up.data.parent, up.environ)  # type: ignore[attr-defined]
     return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.slow
 def test_the_page_runs_as_it_is_written(up: RunningUp) -> None:
-    listed = commands()
+    listed = commands(PAGE)
     assert len(listed) >= 20
     for command, promised in listed:
         code, out, err = run(up, command)

@@ -14,9 +14,9 @@ from swarmd.adapters.nats_server import find_nats_server
 from swarmd.core import subjects
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Assigned, Completed, Failed, RetryPolicy, Returned, Spawned, Stepped, Suspended
+from tests.system.pages import marked
 from tests.system.rig import AGENTS, Rig, a_rig
 from tests.system.swarms import until
-from tests.system.test_documents import marked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -15,7 +15,7 @@ import pytest
 
 from swarmd.adapters.nats_server import find_nats_server
 from swarmd.core.errors import Rejected
-from tests.system.test_documents import COMMAND_S, DOCS, ROOT
+from tests.system.pages import COMMAND_S, DOCS, ROOT
 from tests.system.ups import PLAIN, RunningUp, wait_gone
 
 if TYPE_CHECKING:

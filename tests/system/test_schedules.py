@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -17,8 +15,8 @@ from swarmd.adapters.nats_server import find_nats_server
 from swarmd.adapters.system import SystemClock
 from swarmd.core.errors import Rejected
 from swarmd.edges.client import Client
-from tests.system.test_documents import COMMAND_S, ROOT, marked
-from tests.system.ups import PLAIN, RunningUp, swarmd
+from tests.system.pages import commands, environment, marked, shell
+from tests.system.ups import RunningUp, swarmd
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,18 +32,6 @@ WAIT_S = 30.0
 QUIET = {"SWARMD_MEMORY_ENABLED": "false", "SWARMD_WEB_ENABLED": "false"}
 
 
-def commands() -> list[tuple[str, list[str]]]:
-    """Each command that can be run as it stands, with the output that is promised below it."""
-    found: list[tuple[str, list[str]]] = []
-    for _, content in marked(PAGE, "run"):
-        for line in content.splitlines():
-            if line.startswith("$ "):
-                found.append((line[2:], []))
-            else:
-                found[-1][1].append(line)
-    return found
-
-
 def start(folder: Path) -> RunningUp:
     return RunningUp(folder / "data", "--config", str(folder / "swarm.toml"), cwd=folder, environ=QUIET)
 
@@ -54,22 +40,10 @@ def start(folder: Path) -> RunningUp:
 def test_the_page_runs_as_it_is_written_and_the_file_says_what_is_in_force(tmp_path: Path) -> None:
     (name, content), *_ = marked(PAGE, "file")
     (tmp_path / name).write_text(content)
-    binaries = tmp_path / "bin"
-    binaries.mkdir()
-    (binaries / "swarmd").write_text(f'#!/bin/sh\nexec {sys.executable} -m swarmd "$@"\n')
-    (binaries / "swarmd").chmod(0o755)
-    environ = {**PLAIN, "PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environ = environment(tmp_path)
     with start(tmp_path) as up:
-        for command, promised in commands():
-            done = subprocess.run(
-                ["sh", "-c", command],
-                cwd=tmp_path,
-                env=environ,
-                capture_output=True,
-                text=True,
-                timeout=COMMAND_S,
-                check=False,
-            )
+        for command, promised in commands(PAGE):
+            done = shell(command, tmp_path, environ)
             assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
             if promised:
                 assert done.stdout.splitlines() == promised, command
