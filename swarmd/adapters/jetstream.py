@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from datetime import UTC, datetime
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
@@ -280,9 +281,10 @@ class _Tail:
                 self._broken = True
             self._arrived.set()
             return
-        seq = int(message.reply.split(".", 6)[5])
+        fields = message.reply.split(".", 8)  # …, stream sequence, consumer sequence, nanoseconds since 1970, pending
         is_copy = headers is not None and _STREAM_HEADER in headers
-        self._records.append(_record(seq, message.subject, headers, message.data, is_copy))
+        place = (int(fields[5]), int(fields[7]) // 1_000_000)
+        self._records.append(_record(place, message.subject, headers, message.data, is_copy))
         self._arrived.set()
 
     def give_up(self) -> None:
@@ -318,13 +320,23 @@ class _Tail:
             self._subscription = None
 
 
-def _record(seq: int, subject: str, headers: dict[str, str] | None, payload: bytes, is_copy: bool) -> Record:
-    """`is_copy`: the broker made it of another stored message; no writer sent it, so it counts as nobody's."""
+def _record(
+    place: tuple[int, int], subject: str, headers: dict[str, str] | None, payload: bytes, is_copy: bool
+) -> Record:
+    """`place` is sequence and time. `is_copy`: the broker made it of another stored message, so it is nobody's."""
+    seq, at_ms = place
     if not headers or is_copy:
-        return Record(seq, subject, "", payload)
+        return Record(seq, subject, "", payload, 0, at_ms)
     seen = headers.get(SEEN_HEADER, "")
     sound = len(seen) < 16 and seen.isascii() and seen.isdecimal()
-    return Record(seq, subject, headers.get(_MSG_ID, ""), payload, int(seen) if sound else 0)
+    return Record(seq, subject, headers.get(_MSG_ID, ""), payload, int(seen) if sound else 0, at_ms)
+
+
+def _stored_at_ms(text: str) -> int:
+    """A time as the broker states it (RFC 3339 with up to nine decimals), in whole milliseconds like everywhere."""
+    whole, _, fraction = text.rstrip("Z").partition(".")
+    seconds = int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())
+    return seconds * 1000 + int(fraction[:3].ljust(3, "0"))
 
 
 def _is_direct(message: Msg) -> bool:
@@ -336,7 +348,8 @@ def _is_direct(message: Msg) -> bool:
 def _direct_record(message: Msg) -> Record:
     headers = message.headers or {}
     is_copy = REPEATED.format(_STREAM_HEADER) in headers
-    return _record(int(headers["Nats-Sequence"]), headers["Nats-Subject"], headers, message.data, is_copy)
+    place = (int(headers["Nats-Sequence"]), _stored_at_ms(headers["Nats-Time-Stamp"]))
+    return _record(place, headers["Nats-Subject"], headers, message.data, is_copy)
 
 
 def _stored_record(message: dict[str, Any]) -> Record:
@@ -344,4 +357,5 @@ def _stored_record(message: dict[str, Any]) -> Record:
 
     headers = parse_headers(base64.b64decode(message.get("hdrs", "")))
     payload = base64.b64decode(message.get("data", ""))
-    return _record(message["seq"], message["subject"], headers, payload, _STREAM_HEADER in headers)
+    place = (message["seq"], _stored_at_ms(message["time"]))
+    return _record(place, message["subject"], headers, payload, _STREAM_HEADER in headers)

@@ -36,13 +36,17 @@ _NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 class Record(Struct):
-    """One stored message of a log stream: a commit, or whatever somebody else managed to store there."""
+    """One stored message of a log stream: a commit, or whatever somebody else managed to store there.
+
+    `at_ms` is when the broker stored it (milliseconds since 1970), the same for every reader.
+    """
 
     seq: int
     subject: str
     message_id: str
     payload: bytes
     seen: int = 0
+    at_ms: int = 0
 
 
 class Garbage(Struct):
@@ -65,6 +69,7 @@ class Commit(Struct):
     seen: int
     message_id: str
     events: list[Event | Garbage]
+    at_ms: int = 0
 
 
 class _AnyEnvelope(Struct):
@@ -196,7 +201,7 @@ class Codec:
             events = self._one_by_one(record)
             if not events:
                 return self._garbage(record, "no commit: the payload is not a CloudEvents JSON batch")
-        return Commit(record.seq, *origin, *key, record.seen, record.message_id, events)
+        return Commit(record.seq, *origin, *key, record.seen, record.message_id, events, record.at_ms)
 
     @staticmethod
     def _garbage(record: Record, reason: str) -> Garbage:
@@ -241,7 +246,7 @@ def read_back(record: Record, events: Sequence[Event]) -> Commit:
     origin, key = parse_origin(record.subject), commit_key(record.message_id)
     assert origin is not None
     assert key is not None
-    return Commit(record.seq, *origin, *key, record.seen, record.message_id, list(events))
+    return Commit(record.seq, *origin, *key, record.seen, record.message_id, list(events), record.at_ms)
 
 
 def too_deep(payload: bytes, limit: int = DEPTH_MAX) -> bool:

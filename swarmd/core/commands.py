@@ -145,6 +145,8 @@ def check(submission: Submission) -> Submission:
             raise Rejected("bad_field", "give either input or input_blob, not both")
     if len(submission.tenant) > 64:
         raise Rejected("bad_field", "tenant holds at most 64 characters")
+    if len(submission.concurrency_key) > 128:
+        raise Rejected("bad_field", "concurrency_key holds at most 128 characters")
     return submission
 
 
@@ -192,4 +194,5 @@ def to_fact(submission: Submission, content: str, term: int, now_ms: int, packed
         requires=submission.requires,
         reply=submission.reply,
         packed=packed,
+        concurrency_key=submission.concurrency_key,
     )

@@ -121,6 +121,12 @@ class Gone(Struct):
     member: Member
 
 
+class Judged(Struct):
+    """A member was quarantined or readmitted."""
+
+    member: Member
+
+
 class Refusal(Struct):
     """A submission was turned away for good."""
 
@@ -159,6 +165,7 @@ Effect = (
     | ChildEnded
     | Offered
     | Gone
+    | Judged
     | Refusal
     | Rescheduled
     | NewTerm

@@ -114,6 +114,21 @@ class Schedule(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
 WaitKind = Literal["timer", "event", "message", "human"]
 
 
+class Why(Struct, frozen=True, omit_defaults=True):
+    """Why an attempt was given to its member, so that a replay can explain it.
+
+    `rule`: "load" (least loaded of `free` members that could take it), "speed" (others were free, and slower), "fit"
+    (it did well at tasks like this), "only" (none but it could), "probe" (a quarantined member is tried), "hedge" (the
+    attempt before it is slower than it should be). `waited_ms` is how long the task was queued, `expected_ms` how long
+    the leader thinks that it runs there (0: nothing is known).
+    """
+
+    rule: Literal["load", "speed", "fit", "only", "probe", "hedge"] = "load"
+    free: int = 0
+    waited_ms: int = 0
+    expected_ms: int = 0
+
+
 # --- by the leader ---------------------------------------------------------------------------------
 
 
@@ -152,6 +167,7 @@ class Submitted(Fact):
     reply: str = ""
     packed: bool = False
     intake_seq: int = 0
+    concurrency_key: str = ""
 
 
 class Refused(Fact):
@@ -164,12 +180,16 @@ class Refused(Fact):
 
 
 class Assigned(Fact):
-    """An attempt is given to a member. `grant` is what it may spend unasked, as far as the fold finds it left."""
+    """An attempt is given to a member. `grant` is what it may spend unasked, as far as the fold finds it left.
+
+    While another attempt of the task is live this one hedges it: the first result counts.
+    """
 
     term: int
     epoch: int
     member: str
     grant: Budget = Budget()
+    why: Why | UnsetType = UNSET
 
 
 class Budgeted(Fact):
@@ -207,6 +227,37 @@ class Requeued(Fact):
 class Cancelled(Fact):
     term: int
     reason: str = ""
+
+
+class Recalled(Fact):
+    """A task that nobody has begun is given up here, since it is to be placed elsewhere: its end, if it is so."""
+
+    term: int
+    reason: str = ""
+
+
+class Rated(Fact):
+    """Somebody's judgement of a finished task, from -1 (bad) to 1 (good); placement learns from it."""
+
+    term: int
+    score: float
+    comment: str = ""
+    by: str = ""
+
+
+class Quarantined(Fact):
+    """A member gets no work but single probes, since too much of what it was given failed."""
+
+    term: int
+    member: str
+    reason: str = ""
+
+
+class Readmitted(Fact):
+    """A quarantined member did well at its probes and is like any other again."""
+
+    term: int
+    member: str
 
 
 class Expired(Fact):
@@ -318,7 +369,7 @@ class MemberJoined(Fact):
     """A member offers itself, or changes its offer; capacity 0 is a draining member.
 
     `versions` are those of each agent that the member can run, the one it gives to new tasks first; agents without
-    an entry have version "1".
+    an entry have version "1". `idempotent` are the agents of which two attempts may run at once.
     """
 
     member: str
@@ -328,6 +379,7 @@ class MemberJoined(Fact):
     node: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     versions: dict[str, list[str]] = field(default_factory=dict)
+    idempotent: list[str] = field(default_factory=list)
 
 
 class MemberLeft(Fact):
@@ -368,7 +420,9 @@ class GrantWanted(Fact):
 class Spawned(Fact):
     """A step that wants a child task; the fold creates it from the folded parent.
 
-    It may rank behind its parent, never before; a `budget` of its own is spent from its parent's as well.
+    It may rank behind its parent, never before; a `budget` of its own is spent from its parent's as well. `rank_ms` is
+    how long the parent's work will take from the start of this child on, as far as it knows: of siblings the one with
+    the longest way ahead goes first.
     """
 
     epoch: int
@@ -381,6 +435,8 @@ class Spawned(Fact):
     labels: dict[str, str] = field(default_factory=dict)
     priority: int | None = None
     budget: Budget | UnsetType = UNSET
+    concurrency_key: str = ""
+    rank_ms: int = 0
 
 
 class Awaited(Fact):
@@ -481,6 +537,8 @@ FACTS: Final[dict[str, type[Fact]]] = {
     "swarmd.task.requeued.v1": Requeued,
     "swarmd.task.cancelled.v1": Cancelled,
     "swarmd.task.expired.v1": Expired,
+    "swarmd.task.recalled.v1": Recalled,
+    "swarmd.task.rated.v1": Rated,
     "swarmd.task.redriven.v1": Redriven,
     "swarmd.task.resolved.v1": Resolved,
     "swarmd.task.escalated.v1": Escalated,
@@ -504,6 +562,8 @@ FACTS: Final[dict[str, type[Fact]]] = {
     "swarmd.member.joined.v1": MemberJoined,
     "swarmd.member.left.v1": MemberLeft,
     "swarmd.member.lost.v1": MemberLost,
+    "swarmd.member.quarantined.v1": Quarantined,
+    "swarmd.member.readmitted.v1": Readmitted,
 }
 TYPES: Final[dict[type[Fact], str]] = {fact: name for name, fact in FACTS.items()}
 

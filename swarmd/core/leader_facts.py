@@ -29,9 +29,10 @@ from swarmd.core.events import (
     Unscheduled,
 )
 from swarmd.core.ids import is_uuid7, slot_id
-from swarmd.core.moves import Sink, end, open_account, queue, retire
-from swarmd.core.outcomes import EXPIRED, LOST_MEMBERS
-from swarmd.core.state import Attempt, Limits, Place, Planned, SwarmState, Task, tombstone
+from swarmd.core.learning import LEARNING_TRANSITIONS
+from swarmd.core.moves import Sink, end, enter, occupy, open_account, queue, retire
+from swarmd.core.outcomes import EXPIRED, lost_members
+from swarmd.core.state import Attempt, Limits, Planned, SwarmState, Task, tombstone
 from swarmd.core.wait_facts import WAIT_TRANSITIONS, leads, reopen_waits
 
 if TYPE_CHECKING:
@@ -79,12 +80,13 @@ def _submitted(state: SwarmState, commit: Commit, index: int, subject: str, fact
         return "repeated_id"
     if subject <= state.forgotten and is_uuid7(subject):
         return "forgotten_id"
-    _begin(state, subject, (commit.seq, index), fact, out)
+    _begin(state, subject, commit, index, fact, out)
     return ""
 
 
-def _begin(state: SwarmState, subject: str, place: Place, fact: Submitted, out: Sink) -> None:
+def _begin(state: SwarmState, subject: str, commit: Commit, index: int, fact: Submitted, out: Sink) -> None:
     """A task is wanted, by whomever."""
+    place, at_ms = (commit.seq, index), commit.at_ms
     task = Task(
         subject,
         fact.agent,
@@ -101,8 +103,10 @@ def _begin(state: SwarmState, subject: str, place: Place, fact: Submitted, out: 
         budget=fact.budget,
         labels=fact.labels,
         requires=fact.requires,
+        since_ms=at_ms,
+        concurrency_key=fact.concurrency_key,
     )
-    state.tasks[subject] = task
+    enter(state, task)
     if task.budget is not NO_BUDGET:
         open_account(state, task, task.draws)
     state.counters.submitted += 1
@@ -168,7 +172,7 @@ def _fired(state: SwarmState, commit: Commit, index: int, subject: str, fact: Fi
         labels={**schedule.labels, "schedule": subject, "slot_ms": str(fact.slot_ms)},
         requires=schedule.requires,
     )
-    _begin(state, task_id, (commit.seq, index), wanted, out)
+    _begin(state, task_id, commit, index, wanted, out)
     return ""
 
 
@@ -204,7 +208,7 @@ def _assigned(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     else:
         return "not_queued"
     task.version = task.version or offered[0]
-    attempt = Attempt(fact.epoch, fact.member, journal)
+    attempt = Attempt(fact.epoch, fact.member, journal, since_ms=commit.at_ms, begun=not journal)
     if state.accounts:
         names = budgets.names_of(state.accounts, task.draws, task.tenant)
         attempt.held = budgets.reserve(state.accounts, names, fact.grant)
@@ -213,6 +217,7 @@ def _assigned(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     task.attempts[fact.epoch] = attempt
     state.idle.pop(subject, None)
     member.running[subject] = fact.epoch
+    occupy(state, task, 1)
     out.append(fx.Started(task, attempt))
     return ""
 
@@ -262,8 +267,9 @@ def _redriven(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     task = state.dead.pop(subject)
     state.tombstones.pop(subject, None)
     state.older_tombstones.pop(subject, None)
-    task.failures = task.losses = task.deadline_at_ms = 0
-    state.tasks[subject] = task
+    task.failures = task.deadline_at_ms = 0
+    task.victims = ()
+    enter(state, task)
     if task.epoch:
         state.idle[subject] = None
     open_account(state, task, tuple(name for name in task.draws if name != budgets.task_account(subject)))
@@ -278,16 +284,19 @@ def _member_lost(state: SwarmState, commit: Commit, index: int, subject: str, fa
     member = state.members.pop(fact.member, None)
     if member is None:
         return "unknown_member"
+    # Whatever kills members has done so before: while such a suspect was running, the others are bystanders.
+    suspects = any(task.victims for task in map(state.tasks.get, member.running) if task is not None)
     for task_id, epoch in list(member.running.items()):
         task = state.tasks.get(task_id)
         if task is None:  # cancelled a moment ago, with its parent that this member ran too
             continue
-        task.losses += 1
+        if task.victims or not suspects:
+            task.victims = (*task.victims, fact.member)
         retire(state, task, epoch)
         if task.attempts:
             continue
-        if task.losses > state.limits.losses_max:
-            end(state, fx.Ended(task, "dead", (commit.seq, index), failure=LOST_MEMBERS), out)
+        if len(task.victims) > state.limits.losses_max:
+            end(state, fx.Ended(task, "dead", (commit.seq, index), failure=lost_members(task.victims)), out)
         else:
             queue(state, task, out)
     out.append(fx.Gone(member))
@@ -310,5 +319,6 @@ LEADER_TRANSITIONS: Final[dict[type[Fact], Callable[..., str]]] = {
     Redriven: _redriven,
     MemberLost: _member_lost,
     **WAIT_TRANSITIONS,
+    **LEARNING_TRANSITIONS,
     **BUDGET_LEADER_TRANSITIONS,
 }

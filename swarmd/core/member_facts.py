@@ -25,7 +25,8 @@ from swarmd.core.events import (
     Suspended,
 )
 from swarmd.core.ids import child_id, node_member, swarm_member
-from swarmd.core.moves import NOTHING_SPENT, Sink, end, open_account, queue, retire, spend, spend_last, wish_key
+from swarmd.core.learning import learn
+from swarmd.core.moves import NOTHING_SPENT, Sink, end, enter, open_account, queue, retire, spend, spend_last, wish_key
 from swarmd.core.state import Attempt, Member, SwarmState, Task
 from swarmd.core.wait_facts import begin_wait, deliver, is_resolved
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from swarmd.core.codec import Commit
+
+#: No child has a longer way ahead (ten years).
+RANK_MS_MAX: Final = 10 * 366 * 86_400_000
 
 
 def _member_joined(state: SwarmState, commit: Commit, index: int, subject: str, fact: MemberJoined, out: Sink) -> str:
@@ -50,6 +54,7 @@ def _member_joined(state: SwarmState, commit: Commit, index: int, subject: str, 
     member.boot = commit.boot
     member.agents, member.capacity = fact.agents, max(0, fact.capacity)
     member.node, member.labels, member.versions = fact.node, fact.labels, fact.versions
+    member.idempotent = fact.idempotent
     out.append(fx.Offered(member, moved))
     return ""
 
@@ -185,9 +190,12 @@ def _spawned(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
         budget=NO_LIMIT if fact.budget is UNSET else fact.budget,
         labels=fact.labels,
         requires=fact.requires,
+        since_ms=parent.since_ms,
+        rank_ms=min(max(0, fact.rank_ms), RANK_MS_MAX),
+        concurrency_key=fact.concurrency_key,
     )
     parent.children[child] = None
-    state.tasks[child] = task
+    enter(state, task)
     task.draws = parent.draws
     if task.budget is not NO_LIMIT:
         open_account(state, task, parent.draws)
@@ -205,9 +213,11 @@ def _suspended(state: SwarmState, commit: Commit, index: int, subject: str, fact
         return "unknown_wait"
     if fact.spent is not NOTHING_SPENT:
         spend_last(state, task, attempt, fact.spent)
+    for epoch, other in list(task.attempts.items()):
+        if epoch != fact.epoch:  # of two hedged attempts the first that has done something goes on
+            retire(state, task, epoch)
+            out.append(fx.Stopped(subject, epoch, state.members[other.member]))
     retire(state, task, fact.epoch)
-    if task.attempts:
-        return ""
     groups = [{name: None for name in group if not is_resolved(task, name)} for group in fact.waits]
     if groups and all(groups):
         task.state, task.waits = "suspended", tuple(groups)
@@ -236,6 +246,7 @@ def _completed(state: SwarmState, commit: Commit, index: int, subject: str, fact
     task, attempt = found
     if fact.spent is not NOTHING_SPENT:
         spend_last(state, task, attempt, fact.spent)
+    learn(state, task, attempt, commit.at_ms)
     end(
         state,
         fx.Ended(task, "completed", (commit.seq, index), fact.output, fact.output_blob),
@@ -253,6 +264,8 @@ def _failed(state: SwarmState, commit: Commit, index: int, subject: str, fact: F
     if fact.spent is not NOTHING_SPENT:
         spend_last(state, task, attempt, fact.spent)
     task.failures += 1
+    if fact.retryable:
+        learn(state, task, attempt, commit.at_ms, failed=True)
     if fact.retryable and len(task.attempts) > 1:
         retire(state, task, fact.epoch)
     elif fact.retryable and task.failures < task.retry.attempts_max:

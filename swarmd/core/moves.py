@@ -9,7 +9,7 @@ from swarmd.core import effects as fx
 from swarmd.core.events import Completed, Limit, Spending
 from swarmd.core.ids import is_uuid7
 from swarmd.core.outcomes import PARENT_ENDED
-from swarmd.core.state import Attempt, Place, SwarmState, Task, TaskState, Tombstone, Untold, Wait
+from swarmd.core.state import Attempt, Place, SwarmState, Task, TaskState, Tombstone, Untold, Use, Wait
 
 Sink = list[fx.Effect]
 #: Closed questions that are remembered, for those who answer late.
@@ -47,14 +47,39 @@ def retire(state: SwarmState, task: Task, epoch: int) -> Attempt:
     if not task.attempts:
         task.journal = attempt.journal
         state.idle[task.id] = None
-    _free(state, task.id, attempt.member)
+    member = state.members.get(attempt.member)
+    if member is not None:
+        member.running.pop(task.id, None)
+    occupy(state, task, -1)
     return attempt
 
 
-def _free(state: SwarmState, task_id: str, member_id: str) -> None:
-    member = state.members.get(member_id)
-    if member is not None:
-        member.running.pop(task_id, None)
+def occupy(state: SwarmState, task: Task, slots: int) -> None:
+    """A task takes so many slots more (or gives them back) in the name of its tenant and its concurrency key."""
+    state.tenants[task.tenant].slots += slots
+    if task.concurrency_key:
+        used = state.keys.get(task.concurrency_key, 0) + slots
+        if used:
+            state.keys[task.concurrency_key] = used
+        else:
+            del state.keys[task.concurrency_key]
+
+
+def enter(state: SwarmState, task: Task) -> None:
+    """A task is live from here on."""
+    state.tasks[task.id] = task
+    use = state.tenants.get(task.tenant)
+    if use is None:
+        use = state.tenants[task.tenant] = Use()
+    use.live += 1
+
+
+def _leave(state: SwarmState, task: Task) -> None:
+    del state.tasks[task.id]
+    use = state.tenants[task.tenant]
+    use.live -= 1
+    if not use.live:
+        del state.tenants[task.tenant]
 
 
 def spend(state: SwarmState, task: Task, attempt: Attempt, tokens: int = 0, cost: int = 0, ran_ms: int = 0) -> None:
@@ -141,7 +166,6 @@ def end(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> Non
 def _close(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> None:
     """End one task and nothing around it."""
     task, place = ended.task, ended.place
-    del state.tasks[task.id]
     task.state = ended.state
     state.idle.pop(task.id, None)
     if task.awaited:
@@ -155,12 +179,16 @@ def _close(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> 
         member.running.pop(task.id, None)
         if epoch != reporter:
             out.append(fx.Stopped(task.id, epoch, member))
+    doer = ""
     if task.attempts:
+        occupy(state, task, -len(task.attempts))
+        doer = task.attempts[reporter or max(task.attempts)].member
         task.journal = task.attempts[reporter or max(task.attempts)].journal
         task.attempts = {}
     if state.accounts:
         state.accounts.pop(budgets.task_account(task.id), None)
-    _bury(state, task, ended.state, place)
+    _leave(state, task)
+    _bury(state, task, ended.state, place, doer)
     if task.reply:
         state.untold.append(Untold(task.id, task.reply, task.packed, place[0]))
     out.append(ended)
@@ -191,7 +219,7 @@ def close_wait(state: SwarmState, task: Task, key: str, wait: Wait, place: Place
                 del state.listeners[wait.name]
 
 
-def _bury(state: SwarmState, task: Task, verdict: TaskState, place: Place) -> None:
+def _bury(state: SwarmState, task: Task, verdict: TaskState, place: Place, doer: str) -> None:
     """Leave a tombstone; two generations are kept, so that forgetting is one pointer, not a scan."""
     counters = state.counters
     if verdict == "completed":
@@ -205,7 +233,7 @@ def _bury(state: SwarmState, task: Task, verdict: TaskState, place: Place) -> No
         counters.cancelled += 1
     else:
         counters.expired += 1
-    state.tombstones[task.id] = Tombstone(task.digest, verdict, place)
+    state.tombstones[task.id] = Tombstone(task.digest, verdict, place, task.agent, doer)
     if task.id > state.youngest and is_uuid7(task.id):
         state.youngest = task.id
     if len(state.tombstones) * 2 >= state.limits.remembered_max:

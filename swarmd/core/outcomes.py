@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from swarmd.core.codec import Commit, Garbage
-from swarmd.core.events import Cancelled, Completed, Event, Expired, Failed, Failure, MemberLost, Spending
+from swarmd.core.events import Cancelled, Completed, Event, Expired, Failed, Failure, MemberLost, Recalled, Spending
 from swarmd.core.wire import Outcome
 
 if TYPE_CHECKING:
@@ -14,7 +14,17 @@ if TYPE_CHECKING:
 
 EXPIRED: Final = Failure("expired", "the deadline passed before a verdict")
 PARENT_ENDED: Final = Failure("parent_ended", "its parent ended")
-LOST_MEMBERS: Final = Failure("lost_members", "too many members were lost while running it")
+
+
+def lost_members(victims: tuple[str, ...] = ()) -> Failure:
+    """The end of a task that took its members with it."""
+    named = f": {', '.join(victims)}" if victims else ""
+    return Failure("lost_members", f"too many members were lost while running it{named}")
+
+
+def recalled(reason: str) -> Failure:
+    """The end of a task that is to be placed elsewhere."""
+    return Failure("recalled", reason or "it is to be placed elsewhere")
 
 
 def outcome_of(ended: Ended) -> Outcome:
@@ -27,7 +37,13 @@ def outcome_of(ended: Ended) -> Outcome:
     return outcome
 
 
-def outcome_at(commit: Commit | Garbage, task_id: str, place: Place, state: TaskState | None = None) -> Outcome:
+def outcome_at(
+    commit: Commit | Garbage,
+    task_id: str,
+    place: Place,
+    state: TaskState | None = None,
+    victims: tuple[str, ...] = (),
+) -> Outcome:
     """A verdict read back: `commit` is what the log holds at the verdict's sequence, `state` the verdict if known.
 
     A child ends with its parent and a lost member's tasks with the member, so the event may be another subject's:
@@ -37,7 +53,7 @@ def outcome_at(commit: Commit | Garbage, task_id: str, place: Place, state: Task
     event = commit.events[index] if isinstance(commit, Commit) and index < len(commit.events) else None
     fact = event.data if isinstance(event, Event) else None
     if isinstance(fact, MemberLost) and state != "cancelled":
-        return Outcome(task_id, "dead", error=LOST_MEMBERS, seq=seq)
+        return Outcome(task_id, "dead", error=lost_members(victims), seq=seq)
     if not isinstance(event, Event) or event.subject != task_id:
         return Outcome(task_id, "cancelled", error=PARENT_ENDED, seq=seq)
     if isinstance(fact, Completed):
@@ -46,5 +62,7 @@ def outcome_at(commit: Commit | Garbage, task_id: str, place: Place, state: Task
         return Outcome(task_id, "dead", error=fact.failure, attempts=fact.epoch, seq=seq)
     if isinstance(fact, Expired):
         return Outcome(task_id, "expired", error=EXPIRED, seq=seq)
+    if isinstance(fact, Recalled):
+        return Outcome(task_id, "cancelled", error=recalled(fact.reason), seq=seq)
     reason = fact.reason if isinstance(fact, Cancelled) else ""
     return Outcome(task_id, "cancelled", error=Failure("cancelled", reason or "cancelled"), seq=seq)

@@ -12,9 +12,10 @@ from msgspec import Raw, Struct, field
 
 from swarmd.core.budgets import Account, Reservation
 from swarmd.core.events import Budget, RetryPolicy, Schedule, WaitKind
+from swarmd.core.experience import Learned, Pace
 
 #: Raised whenever `evolve` gives the same log another meaning: older snapshots are then not used.
-FOLD_VERSION: Final = 4
+FOLD_VERSION: Final = 5
 
 TaskState = Literal[
     "queued",
@@ -40,16 +41,21 @@ class Limits(Struct, frozen=True):
     live_tasks_max: int = 1_000_000
     remembered_max: int = 250_000
     dead_max: int = 10_000
-    losses_max: int = 10
+    losses_max: int = 5
 
 
 class Attempt(Struct):
-    """One try of a task: its member, its branch of the journal (step key → place, in order), what it may spend."""
+    """One try of a task: its member, its branch of the journal (step key → place, in order), what it may spend.
+
+    It was assigned at `since_ms`, by the broker's clock; `begun` is whether it started from an empty journal.
+    """
 
     epoch: int
     member: str
     journal: dict[str, Place]
     held: Reservation | None = None
+    since_ms: int = 0
+    begun: bool = True
 
 
 class Wait(Struct):
@@ -80,6 +86,9 @@ class Mail(Struct, frozen=True):
 class Task(Struct):
     """A live task. `attempts` holds the live epochs: none while it waits, two when hedged.
 
+    `since_ms` is when its submission was stored, a child's when its eldest ancestor's was. `victims` are the members
+    that were lost while they ran it.
+
     `waits` are the groups that a suspended task waits for, each with what is still unresolved of it. `awaited` are
     all its waits by step key, `told` the places of its instructions. What most tasks never have is an empty tuple until
     they do: there may be a million of them.
@@ -93,7 +102,10 @@ class Task(Struct):
     state: TaskState = "queued"
     epoch: int = 0
     failures: int = 0
-    losses: int = 0
+    since_ms: int = 0
+    rank_ms: int = 0
+    concurrency_key: str = ""
+    victims: tuple[str, ...] = ()
     spent_tokens: int = 0
     spent_steps: int = 0
     spent_microusd: int = 0
@@ -125,15 +137,20 @@ class Task(Struct):
 
 
 class Tombstone(Struct, frozen=True):
-    """What is remembered of a finished task: enough to answer a repeated id and to find its verdict."""
+    """What is remembered of a finished task: enough to answer a repeated id, find its verdict, judge its member."""
 
     digest: str
     state: TaskState
     verdict: Place
+    agent: str = ""
+    member: str = ""
 
 
 class Member(Struct):
-    """A worker node or a child swarm. `running` are its live attempts, task → epoch."""
+    """A worker node or a child swarm. `running` are its live attempts, task → epoch.
+
+    `paces` say how it does at each agent; `quarantined` why it gets no work but probes, "" if it is like any other.
+    """
 
     id: str
     kind: Literal["node", "swarm"]
@@ -146,10 +163,20 @@ class Member(Struct):
     labels: dict[str, str] = field(default_factory=dict)
     running: dict[str, int] = field(default_factory=dict)
     versions: dict[str, list[str]] = field(default_factory=dict)
+    idempotent: list[str] = field(default_factory=list)
+    paces: dict[str, Pace] = field(default_factory=dict)
+    quarantined: str = ""
 
     def runs(self, agent: str) -> list[str]:
         """The versions of `agent` that this member can run, the one for new tasks first."""
         return self.versions.get(agent) or FIRST_VERSION
+
+
+class Use(Struct):
+    """What a tenant has: live tasks, and slots that run them."""
+
+    live: int = 0
+    slots: int = 0
 
 
 class WriterWindow(Struct):
@@ -204,7 +231,8 @@ class SwarmState(Struct):
     `idle` are the tasks that have begun and that no member runs now. `questions` are the open ones, id → task and key;
     `closed` says of late ones where they were closed. `listeners` are open waits for events, name → task → keys;
     `signals` the last event of each name. `accounts` are those with a limit (budgets.py), `wishes` the attempts that
-    wait for a grant, in order; `releases` counts what may let one be met.
+    wait for a grant, in order; `releases` counts what may let one be met. `keys` are the slots in use by concurrency
+    key, `learned` says of each agent how long its attempts take (experience.py).
     """
 
     swarm: str
@@ -234,6 +262,9 @@ class SwarmState(Struct):
     wishes: dict[str, tuple[str, int]] = field(default_factory=dict)
     budget_day: int = 0
     releases: int = 0
+    tenants: dict[str, Use] = field(default_factory=dict)
+    keys: dict[str, int] = field(default_factory=dict)
+    learned: dict[str, Learned] = field(default_factory=dict)
     schedules: dict[str, Planned] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
 

@@ -20,7 +20,8 @@ from swarmd.core.state import Place, TaskState
 class Submission(Struct, forbid_unknown_fields=True, omit_defaults=True):
     """A wish for a task, as any client writes it. Only `agent` is required.
 
-    It begins at `not_before_ms` (milliseconds since 1970, 0: at once) and has `timeout_ms` from then on.
+    It begins at `not_before_ms` (milliseconds since 1970, 0: at once) and has `timeout_ms` from then on. Of the tasks
+    with one `concurrency_key` only so many run at once as the settings allow, by default one.
     """
 
     agent: str
@@ -36,6 +37,7 @@ class Submission(Struct, forbid_unknown_fields=True, omit_defaults=True):
     requires: dict[str, str] = field(default_factory=dict)
     reply: str = ""
     input_blob: str = ""
+    concurrency_key: str = ""
 
 
 class TaskQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -44,6 +46,15 @@ class TaskQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
     task: str
     timeout_ms: int = 0
     reason: str = ""
+
+
+class Feedback(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Somebody's judgement of a finished task, from -1 (bad) to 1 (good)."""
+
+    task: str
+    score: float
+    comment: str = ""
+    by: str = ""
 
 
 class InboxQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -190,10 +201,26 @@ class TaskStatus(Struct, omit_defaults=True):
     seq: int = 0
     spent: Spending = Spending()
     budgets: list[AccountStatus] = field(default_factory=list)
+    victims: list[str] = field(default_factory=list)
+
+
+class Load(Struct, omit_defaults=True):
+    """What a child swarm has to do besides what it was given: tasks that wait there, and slots that are free.
+
+    `latency_ms` is how long it took to answer its delegate, `members` how many of its own can be reached.
+    """
+
+    queued: int = 0
+    free: int = 0
+    latency_ms: int = 0
+    members: int = 0
 
 
 class MemberStatus(Struct, omit_defaults=True):
-    """A member as the leader sees it; `heard_ms` is the age of its last heartbeat."""
+    """A member as the leader sees it; `heard_ms` is the age of its last heartbeat, `phi` how odd that silence is.
+
+    `slowness` is how many times longer than the typical member it takes, by agent; `load` is a child swarm's own.
+    """
 
     member: str
     kind: str
@@ -203,6 +230,20 @@ class MemberStatus(Struct, omit_defaults=True):
     running: int
     heard_ms: int
     reachable: bool
+    phi: float = 0.0
+    quarantined: str = ""
+    slowness: dict[str, float] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    load: Load | None = None
+
+
+class TenantStatus(Struct, omit_defaults=True):
+    """What a tenant ("": tasks without one) has: live tasks, slots that run them, and its weight."""
+
+    tenant: str
+    live: int = 0
+    slots: int = 0
+    weight: float = 1.0
 
 
 class NextSlot(Struct, omit_defaults=True):
@@ -214,7 +255,10 @@ class NextSlot(Struct, omit_defaults=True):
 
 
 class SwarmStatus(Struct, omit_defaults=True):
-    """A swarm at one sequence of its log."""
+    """A swarm at one sequence of its log.
+
+    `keys` are slots in use by concurrency key, `durations` the mean milliseconds of an attempt, by agent.
+    """
 
     swarm: str
     seq: int
@@ -227,6 +271,9 @@ class SwarmStatus(Struct, omit_defaults=True):
     refusing: str = ""
     budgets: list[AccountStatus] = field(default_factory=list)
     schedules: list[NextSlot] = field(default_factory=list)
+    tenants: list[TenantStatus] = field(default_factory=list)
+    keys: dict[str, int] = field(default_factory=dict)
+    durations: dict[str, int] = field(default_factory=dict)
 
 
 # --- leader to members -----------------------------------------------------------------------------
@@ -302,6 +349,13 @@ class Pause(Struct, tag_field="op", tag="pause"):
     task: str
 
 
+class Recall(Struct, tag_field="op", tag="recall"):
+    """Give this attempt back if nobody has begun it in the child swarm: it can run elsewhere."""
+
+    task: str
+    epoch: int
+
+
 class Report(Struct, tag_field="op", tag="report"):
     """List every running attempt in a heartbeat, now."""
 
@@ -310,7 +364,7 @@ class Rejoin(Struct, tag_field="op", tag="rejoin"):
     """The log does not know your members: join again."""
 
 
-Item = Start | Stop | ChildDone | WaitDone | Instruct | Grant | Pause | Report | Rejoin
+Item = Start | Stop | ChildDone | WaitDone | Instruct | Grant | Pause | Recall | Report | Rejoin
 
 
 class Dispatch(Struct):
@@ -337,7 +391,7 @@ class Heartbeat(Struct, omit_defaults=True):
     """A process is alive: `ack` is the last dispatch it took in `term`, `seq` its writer's last receipt.
 
     `running` counts attempts per member; `listed` names them all, when asked to. An attempt is
-    listed until its last report is acknowledged.
+    listed until its last report is acknowledged. `load` says of child swarms what else they have to do.
     """
 
     role: str
@@ -348,6 +402,7 @@ class Heartbeat(Struct, omit_defaults=True):
     seq: int
     running: dict[str, int]
     listed: list[tuple[str, int]] | None = None
+    load: dict[str, Load] = field(default_factory=dict)
 
 
 class StoreHealth(Struct, omit_defaults=True):

@@ -104,7 +104,9 @@ class Requests:
     async def outcome_at(self, task_id: str, buried: Tombstone) -> Outcome:
         """A verdict of a task that has ended, read back from the log."""
         commits = await self._reader.commits([buried.verdict[0]])
-        return outcome_at(commits[buried.verdict[0]], task_id, buried.verdict, buried.state)
+        dead = self._leader.state.dead.get(task_id)
+        victims = dead.victims if dead is not None else ()
+        return outcome_at(commits[buried.verdict[0]], task_id, buried.verdict, buried.state, victims)
 
     def _later(self, reply: str, work: Coroutine[Any, Any, None]) -> None:
         """What must wait for the log is done beside the read loop; what is wrong with it is answered."""

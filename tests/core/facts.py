@@ -28,7 +28,11 @@ from swarmd.core.events import (
     MemberLeft,
     MemberLost,
     Paused,
+    Quarantined,
     Question,
+    Rated,
+    Readmitted,
+    Recalled,
     Redriven,
     Refused,
     Requeued,
@@ -47,6 +51,7 @@ from swarmd.core.events import (
     Told,
     Unpaused,
     Unscheduled,
+    Why,
 )
 from tests.core.history import CHILD, NODE, OTHER, offer, submission
 
@@ -84,6 +89,8 @@ FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     list[str]: st.lists(texts, max_size=3),
     list[list[str]]: st.lists(st.lists(texts, max_size=3), max_size=3),
     dict[str, list[str]]: st.dictionaries(texts, st.lists(texts, max_size=2), max_size=2),
+    float: st.floats(-2, 2),
+    Why: st.builds(Why, free=numbers, waited_ms=numbers),
     Question: st.builds(Question, prompt=texts, schema=raws(), default=raws(), timeout_ms=numbers),
 }
 
@@ -95,7 +102,7 @@ def field_values(kind: Any) -> st.SearchStrategy[Any]:
     if kind in FIELDS:
         return FIELDS[kind]
     options = get_args(kind)
-    for optional in (Failure, Question, Budget):
+    for optional in (Failure, Question, Budget, Why):
         if optional in options:
             return FIELDS[optional] | st.just(UNSET)
     if options == (int, type(None)):
@@ -147,6 +154,10 @@ def leader_events() -> st.SearchStrategy[tuple[str, Fact]]:
         *(about(st.builds(Assigned, term=terms, epoch=epochs, member=members)) for _ in range(4)),
         about(st.builds(Requeued, term=terms, epoch=epochs, reason=st.sampled_from(["undelivered", "retry", "due"]))),
         about(st.builds(Cancelled, term=terms)),
+        about(st.builds(Recalled, term=terms)),
+        about(st.builds(Rated, term=terms, score=st.floats(-2, 2))),
+        about(st.builds(Quarantined, term=terms, member=members)),
+        about(st.builds(Readmitted, term=terms, member=members)),
         about(st.builds(Expired, term=terms)),
         about(st.builds(Redriven, term=terms)),
         about(st.builds(MemberLost, term=terms, member=members)),

@@ -138,10 +138,10 @@ def test_a_lost_member_gives_its_tasks_back_until_there_were_too_many_losses() -
     limits = Configured(term=1, live_tasks_max=9, remembered_max=9, dead_max=9, losses_max=1)
     history.lead("s", limits)
     history.lead(NODE, MemberLost(term=1, member=NODE))
-    assert (history.state.tasks["t"].state, history.state.tasks["t"].losses) == ("queued", 1)
+    assert (history.state.tasks["t"].state, history.state.tasks["t"].victims) == ("queued", (NODE,))
     history.assigned(epoch=2, member=OTHER)
     history.lead(OTHER, MemberLost(term=1, member=OTHER))
-    assert history.state.dead["t"].losses == 2
+    assert history.state.dead["t"].victims == (NODE, OTHER)
     assert history.state.members == {}
 
 

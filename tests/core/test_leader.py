@@ -39,7 +39,8 @@ def test_a_verdict_read_back_is_the_one_that_was_told() -> None:
     for outcome in told:
         stone = leader.state.tombstones[outcome.task]
         commit = stage.history.codec.decode(stage.history.records[stone.verdict[0] - 1])
-        read = outcome_at(commit, outcome.task, stone.verdict, stone.state)
+        dead = leader.state.dead.get(outcome.task)
+        read = outcome_at(commit, outcome.task, stone.verdict, stone.state, dead.victims if dead else ())
         assert (read.task, read.state, read.error) == (outcome.task, outcome.state, outcome.error)
     assert {outcome.task: outcome.state for outcome in told} == {"t": "dead", child: "cancelled"}
 

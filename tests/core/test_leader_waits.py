@@ -231,7 +231,7 @@ def test_a_sleeper_outlives_its_member() -> None:
     stage.member("w", ("t", Suspended(epoch=1, waits=[["e"]])))
     stage.wait(10 * LEASE_MS, leader)
     assert leader.state.members == {}
-    assert leader.state.tasks["t"].losses == 0
+    assert leader.state.tasks["t"].victims == ()
     stage.member("v", ("v/b/0", offer("v/b/0")))
     leader.propose(Event("s", Signalled(term=leader.state.term, name="rain")))
     stage.decide(leader)

@@ -40,7 +40,7 @@ class SimLog:
         known = self._recent.get(message_id)
         if known is not None and known[1] > now_ms - DEDUP_MS:
             return known[0]
-        record = Record(len(self.records) + 1, subject, message_id, payload, seen)
+        record = Record(len(self.records) + 1, subject, message_id, payload, seen, now_ms)
         self.records.append(record)
         self._recent[message_id] = (record.seq, now_ms)
         self._on_stored(record)

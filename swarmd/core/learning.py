@@ -1,0 +1,97 @@
+"""What reports and judgements teach (experience.py), and the facts about members that follow from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from swarmd.core import effects as fx
+from swarmd.core import experience
+from swarmd.core.events import Quarantined, Rated, Readmitted, Recalled
+from swarmd.core.experience import Learned, Pace
+from swarmd.core.moves import Sink, end
+from swarmd.core.outcomes import recalled
+from swarmd.core.state import tombstone
+from swarmd.core.wait_facts import leads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from swarmd.core.codec import Commit
+    from swarmd.core.events import Fact
+    from swarmd.core.state import Attempt, Member, SwarmState, Task
+
+
+def _pace(member: Member, agent: str) -> Pace:
+    pace = member.paces.get(agent)
+    if pace is None:
+        pace = member.paces[agent] = Pace()
+    return pace
+
+
+def learn(state: SwarmState, task: Task, attempt: Attempt, at_ms: int, failed: bool = False) -> None:
+    """An attempt ended with a result, or with a failure that another attempt might not have."""
+    member = state.members[attempt.member]
+    pace = _pace(member, task.agent)
+    experience.ended(pace, failed, at_ms)
+    if failed or not attempt.begun:
+        return
+    learned = state.learned.get(task.agent)
+    if learned is None:
+        learned = state.learned[task.agent] = Learned()
+    experience.ran(learned, pace, max(0, at_ms - attempt.since_ms), at_ms)
+
+
+def _rated(state: SwarmState, commit: Commit, index: int, subject: str, fact: Rated, out: Sink) -> str:
+    if not leads(state, commit, fact.term):
+        return "not_leader"
+    buried = tombstone(state, subject)
+    if buried is None:
+        return "unknown_task"
+    member = state.members.get(buried.member)
+    if member is not None:
+        experience.rated(_pace(member, buried.agent), min(1.0, max(-1.0, fact.score)))
+    return ""
+
+
+def _recalled(state: SwarmState, commit: Commit, index: int, subject: str, fact: Recalled, out: Sink) -> str:
+    if not leads(state, commit, fact.term):
+        return "not_leader"
+    task = state.tasks.get(subject)
+    if task is None:
+        return "unknown_task"
+    if task.epoch or task.state != "queued":
+        return "begun"
+    end(state, fx.Ended(task, "cancelled", (commit.seq, index), failure=recalled(fact.reason)), out)
+    return ""
+
+
+def _quarantined(state: SwarmState, commit: Commit, index: int, subject: str, fact: Quarantined, out: Sink) -> str:
+    if not leads(state, commit, fact.term):
+        return "not_leader"
+    member = state.members.get(fact.member)
+    if member is None:
+        return "unknown_member"
+    member.quarantined = fact.reason or "quarantined"
+    out.append(fx.Judged(member))
+    return ""
+
+
+def _readmitted(state: SwarmState, commit: Commit, index: int, subject: str, fact: Readmitted, out: Sink) -> str:
+    if not leads(state, commit, fact.term):
+        return "not_leader"
+    member = state.members.get(fact.member)
+    if member is None:
+        return "unknown_member"
+    member.quarantined = ""
+    for pace in member.paces.values():  # judged anew, by what it does from here on
+        pace.ended, pace.failing = 0, 0.0
+    out.append(fx.Judged(member))
+    return ""
+
+
+LEARNING_TRANSITIONS: Final[dict[type[Fact], Callable[..., str]]] = {
+    Rated: _rated,
+    Recalled: _recalled,
+    Quarantined: _quarantined,
+    Readmitted: _readmitted,
+}
