@@ -87,9 +87,11 @@ class RoleProcess:
 class Rig:
     """What a test holds: the broker, a client, a reader of the log, and the processes it started."""
 
-    def __init__(self, server: NatsServer, directory: Path) -> None:
-        self.server, self.directory = server, directory
-        self.nats = NatsSettings(url=server.url)
+    def __init__(self, url: str, directory: Path) -> None:
+        self.directory = directory
+        self.nats = NatsSettings(url=url)
+        self.environ: dict[str, str] = {}
+        self.server: NatsServer
         self.processes: list[RoleProcess] = []
         self.client: Client
         self.bus: NatsBus
@@ -100,7 +102,7 @@ class Rig:
     async def start(self, role: str, name: str, *flags: str, **environ: str) -> RoleProcess:
         """Start one role and wait until it says that it is ready."""
         errors = self.directory / f"{len(self.processes)}-{name}.log"
-        command = [sys.executable, "-m", "swarmd", "--nats", self.server.url, "run", role]
+        command = [sys.executable, "-m", "swarmd", "--nats", self.nats.url, "run", role]
         command += ["--swarm", SWARM, "--name", name, "--no-replies-prefixed", *flags]
         with errors.open("wb") as sink:
             process = await asyncio.create_subprocess_exec(
@@ -109,7 +111,7 @@ class Rig:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=sink,
                 cwd=ROOT,
-                env={**PLAIN, "SWARMD_DATA_DIR": str(self.directory / "data"), **environ},
+                env={**PLAIN, "SWARMD_DATA_DIR": str(self.directory / "data"), **self.environ, **environ},
             )
         started = RoleProcess(name, process, errors)
         self.processes.append(started)
@@ -263,7 +265,18 @@ async def a_rig(directory: Path, *roles: str) -> AsyncIterator[Rig]:
     """A broker, a client and the `roles` asked for ("orchestrator", "worker"); all is ended by pid."""
     server = NatsServer(directory / "broker")
     await server.start()
-    rig = Rig(server, directory)
+    rig = Rig(server.url, directory)
+    rig.server = server
+    try:
+        async with running(rig, *roles):
+            yield rig
+    finally:
+        await server.stop()
+
+
+@asynccontextmanager
+async def running(rig: Rig, *roles: str) -> AsyncIterator[Rig]:
+    """A client and the `roles` asked for, on a broker that runs already; its processes are ended by pid."""
     try:
         async with AsyncExitStack() as stack:
 
@@ -289,4 +302,3 @@ async def a_rig(directory: Path, *roles: str) -> AsyncIterator[Rig]:
         for process in rig.processes:
             process.signal(signal.SIGCONT)
             await process.kill()
-        await server.stop()
