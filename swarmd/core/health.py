@@ -26,7 +26,11 @@ FORGET_AFTER_LEASES: Final = 30
 
 
 class Link:
-    """One process of members, as the leader of a term sees it."""
+    """One process of members, as the leader of a term sees it. `roll` is the last list that it gave, `rolled_at_ms` when.
+    """
+
+    roll: list[Pair] | None = None
+    rolled_at_ms = 0
 
     def __init__(self, key: LinkKey, term: int, taken: int, now_ms: int) -> None:
         self.key = key
@@ -135,6 +139,7 @@ class Links:
         if beat.listed is not None:
             link.listed = beat
             link.list_owed = False
+            link.roll, link.rolled_at_ms = beat.listed, now_ms
         if link.listed is None:
             self._acknowledge(link, beat.ack)
             if link.list_owed and not link.asked(Report):
@@ -180,6 +185,13 @@ class Links:
         """After the broker came back: everyone was unheard, so everyone gets a full lease."""
         for link in self._links.values():
             link.heard_at_ms = now_ms
+
+    def call_roll(self, member: Member) -> Link | None:
+        """Ask the member's process to list what it runs; the link, which has the last list that it gave."""
+        link = self._of_member.get(member.id)
+        if link is not None and not link.list_owed:
+            self._queue(link, Report())
+        return link
 
     def reachable(self, member: Member) -> bool:
         """Whether new work may be placed on the member."""

@@ -69,7 +69,9 @@ if TYPE_CHECKING:
 
 
 #: What is decided because somebody asked for it, and answered when it is folded.
-ASKED: Final = (Cancelled, Redriven, Resolved, Escalated, Signalled, Told, Paused, Unpaused, Scheduled, Unscheduled)
+ASKED: Final = (
+    *(Cancelled, Redriven, Requeued, Resolved, Escalated, Signalled, Told, Paused, Unpaused, Scheduled, Unscheduled),
+)
 
 
 class Leader:

@@ -48,6 +48,33 @@ class TaskQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
     reason: str = ""
 
 
+class AttemptQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Names a live attempt of a task, which shall be taken from its member."""
+
+    task: str
+    epoch: int
+
+
+class RollQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Names a member: what does its process run?"""
+
+    member: str
+
+
+class Roll(Struct, omit_defaults=True):
+    """What the process of a member listed as running, `age_ms` ago (-1: nothing yet), for all of its `members`.
+
+    `heard_ms` is the age of its last heartbeat, `seq` how far the leader has folded.
+    """
+
+    members: list[str]
+    running: list[tuple[str, int]]
+    age_ms: int
+    heard_ms: int
+    reachable: bool
+    seq: int
+
+
 class Feedback(Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Somebody's judgement of a finished task, from -1 (bad) to 1 (good)."""
 

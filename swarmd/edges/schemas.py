@@ -29,6 +29,9 @@ DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 WIRE: Final = (
     wire.Submission,
     wire.TaskQuery,
+    wire.AttemptQuery,
+    wire.RollQuery,
+    wire.Roll,
     wire.InboxQuery,
     wire.Inbox,
     wire.Answered,
@@ -76,6 +79,8 @@ CHANNELS: Final[dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]]] = 
     "ctlTell": ("swarm.{swarm}.ctl.tell", "Give a task an instruction.", ("Instruction",), ("Receipt",)),
     "ctlPause": ("swarm.{swarm}.ctl.pause", "Stop a task at its next step.", ("Instruction",), ("Receipt",)),
     "ctlResume": ("swarm.{swarm}.ctl.resume", "Let a paused task go on.", ("Instruction",), ("Receipt",)),
+    "ctlRequeue": ("swarm.{swarm}.ctl.requeue", "Take an attempt from its member.", ("AttemptQuery",), ("Receipt",)),
+    "ctlRoll": ("swarm.{swarm}.ctl.roll", "What a member's process runs.", ("RollQuery",), ("Roll", "Receipt")),
     "ctlRedrive": ("swarm.{swarm}.ctl.redrive", "Give a dead task new attempts.", ("TaskQuery",), ("Receipt",)),
     "dispatch": ("swarm.{swarm}.dispatch.{role}.{writer}.{boot}", "Attempts for a process.", ("Dispatch",), ()),
     "health": ("swarm.{swarm}.health.{writer}.{boot}", "A process is alive.", ("Heartbeat",), ()),

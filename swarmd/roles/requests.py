@@ -19,6 +19,7 @@ from swarmd.core.status import swarm_status, task_status
 from swarmd.core.wire import Outcome, Receipt
 from swarmd.roles.people_requests import PeopleRequests
 from swarmd.roles.reading import Reader
+from swarmd.roles.reconcile_requests import ReconcileRequests
 from swarmd.roles.schedule_requests import ScheduleRequests
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Requests:
             "redrive": self._on_redrive,
             **self._people.verbs(),
             **ScheduleRequests(leader, clock, self._reply, _ResultAsk).verbs(),
+            **ReconcileRequests(leader, clock, self._reply, _ResultAsk).verbs(),
         }
 
     def answer(self, ask: object, answer: Receipt | Outcome) -> None:
