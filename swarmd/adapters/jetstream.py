@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from swarmd.adapters.nats_bus import REPEATED, ApiRefused, NatsBus, parse_headers
+from swarmd.adapters.nats_bus import REPEATED, ApiRefused, NatsBus, parse_headers, patiently
 from swarmd.adapters.streams import stream_state
 from swarmd.core.codec import CONTENT_TYPE, Record
 from swarmd.core.errors import Fault, Rejected
@@ -36,6 +36,8 @@ RECEIPT_TIMEOUT_MS: Final = 2_000
 APPEND_TIMEOUT_MS: Final = 60_000
 PREFETCH: Final = 2_000
 IDLE_HEARTBEAT_S: Final = 1
+#: How long a consumer may take to be made. A request that came while a cluster elected is never answered.
+OPEN_TIMEOUT_MS: Final = 1_000
 READ_PARALLEL: Final = 64
 
 
@@ -123,7 +125,7 @@ class JetStreamLog:
         wanted = sorted(set(seqs))
         for start in range(0, len(wanted), READ_PARALLEL):
             chunk = wanted[start : start + READ_PARALLEL]
-            for record in await asyncio.gather(*(self._read_one(seq) for seq in chunk)):
+            for record in await asyncio.gather(*(patiently(self._read_one, seq) for seq in chunk)):
                 found[record.seq] = record
         return [found[seq] for seq in seqs]
 
@@ -146,14 +148,22 @@ class JetStreamLog:
         while position < upto:
             batch = await self._scan_batch(position + 1)
             batch = [record for record in batch if record.seq <= upto]
-            if not batch:
-                raise Fault("gap", f"stream {self._stream} holds nothing at sequence {position + 1}")
+            if not batch:  # the replica that was asked may lack it: its stream's leader knows
+                batch = [await self._next_held(position + 1)]
             try:
                 _check_contiguous(self._stream, position, batch)
             except _Broken:
                 raise Fault("gap", f"stream {self._stream} does not hold sequence {position + 1}") from None
             position = batch[-1].seq
             yield batch
+
+    async def _next_held(self, seq: int) -> Record:
+        try:
+            return await patiently(self._read_one, seq)
+        except Fault as error:
+            if error.code != "missing_sequence":
+                raise
+            raise Fault("gap", f"stream {self._stream} holds nothing at sequence {seq}") from None
 
     async def _scan_batch(self, first: int) -> list[Record]:
         inbox, records = self._bus.inbox(), list[Record]()
@@ -179,7 +189,10 @@ class JetStreamLog:
 
     async def purge(self, upto: int) -> None:
         """Drop every record up to sequence `upto` (the intake's leader and a log's archiver may)."""
-        await self._bus.api(f"STREAM.PURGE.{self._stream}", msgspec.json.encode({"seq": upto + 1}))
+        try:
+            await self._bus.api(f"STREAM.PURGE.{self._stream}", msgspec.json.encode({"seq": upto + 1}))
+        except ApiRefused as error:
+            raise Fault("broker_error", f"stream {self._stream}: {error}") from None
 
     # --- following ---
 
@@ -253,8 +266,11 @@ class _Tail:
         body = msgspec.json.encode({"stream_name": self._stream, "config": config, "action": "create"})
         self._subscription = await self._bus.subscribe_raw(self._inbox, self._take)
         try:
-            await self._bus.api(f"CONSUMER.CREATE.{self._stream}.{self._name}", body)
-        except (ApiRefused, Fault):
+            await self._bus.api(f"CONSUMER.CREATE.{self._stream}.{self._name}", body, OPEN_TIMEOUT_MS)
+        except Fault:
+            await asyncio.sleep(0.2)
+            raise _Broken from None
+        except ApiRefused:
             await asyncio.sleep(0.2)
             raise _Broken(hole=True) from None
         await self._pull(PREFETCH)

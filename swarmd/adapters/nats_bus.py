@@ -7,8 +7,8 @@ handler must return at once. Must not know what the payloads mean.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from nats import errors
 
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription as NatsSubscription
 
 RawHandler = Callable[["Msg"], None]
+_Asked = ParamSpec("_Asked")
+_Answer = TypeVar("_Answer")
+
+#: A cluster whose leader died has another one after 4 to 9 seconds; meanwhile nobody answers for its streams.
+PATIENCE_S: Final = 30.0
+PAUSE_S, PAUSE_S_MAX = 0.1, 1.0
+#: Faults that asking again does not mend.
+_FINAL: Final = frozenset({"missing_sequence", "gap"})
 
 
 #: Marks a header that a message has more than once; with its space it cannot be a name that was sent.
@@ -182,3 +190,20 @@ class ApiRefused(Exception):
         super().__init__(f"{description} ({code})")
         self.code = code
         self.description = description
+
+
+async def patiently(ask: Callable[_Asked, Awaitable[_Answer]], *args: _Asked.args, **kwargs: _Asked.kwargs) -> _Answer:
+    """What `ask` returns, asked again while it raises `Fault`: a cluster may be electing. Raises the last `Fault`.
+
+    What is asked must be the same whether it is done once or twice.
+    """
+    loop = asyncio.get_running_loop()
+    gives_up_at, pause_s = loop.time() + PATIENCE_S, PAUSE_S
+    while True:
+        try:
+            return await ask(*args, **kwargs)
+        except Fault as error:
+            if error.code in _FINAL or loop.time() + pause_s > gives_up_at:
+                raise
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, PAUSE_S_MAX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import zlib
 from typing import Final
 
@@ -9,11 +10,13 @@ import msgspec
 from msgspec import Struct
 
 from swarmd.adapters.nats_blobs import NatsBlobs
-from swarmd.adapters.nats_bus import ApiRefused, NatsBus
+from swarmd.adapters.nats_bus import ApiRefused, NatsBus, patiently
+from swarmd.adapters.streams import NOT_FOUND
 from swarmd.core import subjects
 from swarmd.core.errors import UNREADABLE, Fault, Rejected
 
 KEPT: Final = 2
+_NO_MESSAGE: Final = 10037
 
 
 class _Pointer(Struct):
@@ -33,7 +36,7 @@ class NatsSnapshots:
     async def load(self) -> list[bytes]:
         """The saved states, newest first; what is damaged or missing is left out."""
         found: list[bytes] = []
-        for pointer in await self._pointers():
+        for pointer in await patiently(self._pointers):
             try:
                 found.append(zlib.decompress(await self._blobs.get(pointer.digest)))
             except (Rejected, zlib.error):
@@ -43,21 +46,29 @@ class NatsSnapshots:
     async def _pointers(self) -> list[_Pointer]:
         try:
             state = (await self._bus.api(f"STREAM.INFO.{self._stream}", b""))["state"]
-        except ApiRefused:
+        except ApiRefused as error:
+            if error.code != NOT_FOUND:  # a broker that cannot say now has not said that there are none
+                raise Fault("broker_error", f"stream {self._stream}: {error}") from None
             return []
         pointers: list[_Pointer] = []
         for seq in range(state["last_seq"], max(state["first_seq"], 1) - 1, -1):
             if len(pointers) == KEPT or not state["messages"]:
                 break
-            body = msgspec.json.encode({"seq": seq})
-            message = await self._bus.request_raw(f"$JS.API.DIRECT.GET.{self._stream}", body, 5_000)
-            if message.headers and message.headers.get("Status"):
-                continue
             try:
-                pointers.append(msgspec.json.decode(message.data, type=_Pointer))
+                pointers.append(msgspec.json.decode(await self._at(seq), type=_Pointer))
             except UNREADABLE:
                 continue
         return pointers
+
+    async def _at(self, seq: int) -> bytes:
+        """What stands at a sequence, "" for nothing; by the stream's leader, since a replica may lack it."""
+        try:
+            answer = await self._bus.api(f"STREAM.MSG.GET.{self._stream}", msgspec.json.encode({"seq": seq}))
+        except ApiRefused as error:
+            if error.code != _NO_MESSAGE:
+                raise Fault("broker_error", f"stream {self._stream}: {error}") from None
+            return b""
+        return base64.b64decode(answer["message"].get("data", ""))
 
     async def save(self, payload: bytes) -> None:
         """Store a state; the blobs of all but the two newest go."""

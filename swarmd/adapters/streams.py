@@ -17,6 +17,9 @@ from swarmd.core import subjects
 from swarmd.core.errors import Fault, Rejected
 
 NOT_FOUND: Final = 10059
+#: No leader of the cluster now, or too few servers of it are up yet: JetStream's err_codes for "ask again".
+_NOT_NOW: Final = frozenset({10005, 10008, 10009})
+_NO_CLUSTER: Final = 10074
 #: The broker forgets message ids after this long; the fold's numbering does not.
 DEDUP_WINDOW_S: Final = 30
 
@@ -77,7 +80,10 @@ def _stream(name: str, subject: str, bytes_max: int, replicas: int) -> dict[str,
 
 
 async def ensure_stream(bus: NatsBus, config: dict[str, Any]) -> dict[str, Any]:
-    """Create the stream or update its limits; return its info. Raises `Rejected("stream_refused")`."""
+    """Create the stream or update its limits; return its info.
+
+    Raises `Rejected("stream_refused" | "no_cluster" | "no_jetstream")`, or `Fault` when another try may help.
+    """
     name, body = config["name"], msgspec.json.encode(config)
     try:
         try:
@@ -91,6 +97,14 @@ async def ensure_stream(bus: NatsBus, config: dict[str, Any]) -> dict[str, Any]:
             return info
         return await bus.api(f"STREAM.UPDATE.{name}", body)
     except ApiRefused as error:
+        if error.code in _NOT_NOW:
+            why = f"stream {name}: {error}; are as many servers of the cluster up as [limits] replicas says?"
+            raise Fault("broker_error", why) from None
+        if error.code == _NO_CLUSTER:
+            why = (
+                f"[limits] replicas is {config['num_replicas']}, and the broker is one server: set 1, or run a cluster"
+            )
+            raise Rejected("no_cluster", why) from None
         raise Rejected(
             "stream_refused",
             f"the broker refused stream {name}: {error}; check JetStream's limits and this user's rights",

@@ -17,6 +17,7 @@ from msgspec import Struct
 from swarmd.adapters.catalog import SqliteCatalog
 from swarmd.adapters.milvus_server import MilvusServer
 from swarmd.adapters.milvus_store import MilvusStore, collection_for
+from swarmd.adapters.nats_bus import patiently
 from swarmd.adapters.nats_lease import NatsLease
 from swarmd.adapters.probe import TelemetryProbe
 from swarmd.adapters.snapshots import NatsSnapshots
@@ -91,7 +92,7 @@ async def run_observer(
         )
         try:
             while not stop.is_set():
-                created = (await stream_state(wire.bus, subjects.log_stream(swarm)))["created"]
+                created = (await patiently(stream_state, wire.bus, subjects.log_stream(swarm)))["created"]
                 state, mark = await load(swarm, f"{swarm} {created}", ports)
                 try:
                     await _run_until_stopped(wire, Observer(state, mark, settings, ports), stop, ready)
@@ -129,10 +130,10 @@ async def run_memory(
     embedder = options.embedder or HashEmbedder(options.dimension)
     async with connected(nats, f"memory-{options.name}", telemetry) as wire:
         for config in memory_streams(memory, options.log_bytes_max, options.replicas):
-            await ensure_stream(wire.bus, config)
+            await patiently(ensure_stream, wire.bus, config)
         async with _milvus(options) as uri:
             while not stop.is_set():
-                created = (await stream_state(wire.bus, subjects.memory_stream(memory)))["created"]
+                created = (await patiently(stream_state, wire.bus, subjects.memory_stream(memory)))["created"]
                 # A stream made anew counts from 1 again: rows of the former one must never be taken for its own.
                 collection = f"{collection_for(memory)}_{''.join(filter(str.isdigit, created))[:20]}"
                 store = MilvusStore(uri, collection, embedder, token=options.milvus_token)

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from swarmd.adapters.jetstream import JetStreamLog
 from swarmd.adapters.nats_blobs import NatsBlobs
-from swarmd.adapters.nats_bus import NatsBus
+from swarmd.adapters.nats_bus import NatsBus, patiently
 from swarmd.adapters.nats_connect import ConnectionEvents, NatsSettings, connect, disconnect
 from swarmd.adapters.nats_lease import NatsLease
 from swarmd.adapters.nats_rates import NatsRates
@@ -200,8 +200,8 @@ async def run_orchestrator(
     async with connected(nats, f"orchestrator-{options.name}", telemetry) as wire:
         swarm, probe = options.swarm, TelemetryProbe(telemetry)
         for config in swarm_streams(swarm, options.limits):
-            await ensure_stream(wire.bus, config)
-        intake = await stream_state(wire.bus, subjects.intake_stream(swarm))
+            await patiently(ensure_stream, wire.bus, config)
+        intake = await patiently(stream_state, wire.bus, subjects.intake_stream(swarm))
         log, boot = wire.log(subjects.log_stream(swarm)), new_boot()
         ports = OrchestratorPorts(
             log=log,
@@ -214,7 +214,7 @@ async def run_orchestrator(
             probe=probe,
             meter=telemetry,
         )
-        state = await load_state(swarm, log, NatsSnapshots(wire.bus, swarm), probe)
+        state = await patiently(load_state, swarm, log, NatsSnapshots(wire.bus, swarm), probe)
         role = Orchestrator(state, (options.name, boot), ports, options.settings, _incarnation(intake["created"]))
         role.reply_prefix = f"swarm.{swarm}.reply." if options.replies_prefixed else ""
         await live((wire,), role, stop, ready, reconnected=role.reconnected)
@@ -273,7 +273,7 @@ async def run_worker(
         subject = subjects.log(options.swarm, role, options.name)
         signature = sign(subject, f"/{options.swarm}/{role}/{options.name}", boot, ENTROPY)
         writer = LogWriter(log, signature, CLOCK, TelemetryProbe(telemetry))
-        writer.seen = await log.last_seq()
+        writer.seen = await patiently(log.last_seq)
         if options.share_rates is not None:
             options.share_rates(NatsRates(wire.bus, options.swarm, CLOCK), telemetry)
         ports = AttemptPorts(
@@ -326,7 +326,7 @@ async def run_delegate(
         log = wire.log(subjects.log_stream(parent))
         signature = sign(subjects.log(parent, role, child), f"/{parent}/{role}/{child}", boot, ENTROPY)
         writer = LogWriter(log, signature, CLOCK, TelemetryProbe(telemetry))
-        writer.seen = await log.last_seq()
+        writer.seen = await patiently(log.last_seq)
         ports = DelegatePorts(
             parent=MemberPorts(wire.bus, heart.bus, writer, CLOCK, telemetry),
             child=ChildSwarm(child, inner.bus, f"{below.inbox_prefix}.of.{parent}.{child}"),
