@@ -57,6 +57,7 @@ METRICS = (
     Metric("gauge", "swarmd_members", "Members by state as the leader sees them.", ("state",)),
     Metric("gauge", "swarmd_slots", "Capacity of the members.", ("state",)),
     Metric("gauge", "swarmd_heartbeat_age_seconds", "Age of the oldest heartbeat of a live member."),
+    Metric("gauge", "swarmd_phi_max", "How odd the oddest silence of a live member is: phi, given up from 8 on."),
     Metric("counter", "swarmd_dispatch_total", "Attempts handed to members."),
     Metric("gauge", "swarmd_budget_limit", "What may be spent.", ("account", "measure")),
     Metric("gauge", "swarmd_budget_spent", "What was spent in the present period.", ("account", "measure")),

@@ -1,13 +1,19 @@
 """Links to the processes that host members: who is alive, what was dispatched, what they list.
 
-A link is one process (role, writer, boot). Its lease is renewed by heartbeats, never by log events. When it
-lapses, worker nodes are declared lost; a child swarm is only unreachable, since its work goes on in its own log.
+A link is one process (role, writer, boot). Heartbeats renew it, never log events. It is given up in two ways: when
+the broker says that nobody listens where its work is sent and it is silent as well, or when its silence is longer than
+the lease and too odd for a process with its history (`core/detector`). Worker nodes are then declared lost; a child
+swarm is only unreachable, since its work goes on in its own log.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
+from msgspec import Struct
+
+from swarmd.core.detector import Detector, DetectorSettings
 from swarmd.core.ids import swarm_member
 from swarmd.core.link import Sender
 from swarmd.core.wire import Dispatch, Heartbeat, Item, Rejoin, Report, Start, Stop
@@ -23,20 +29,40 @@ Pair = tuple[str, int]  #: (task, epoch)
 MISCOUNTS_MAX: Final = 16
 #: A process without members is forgotten after so many leases of silence.
 FORGET_AFTER_LEASES: Final = 30
+#: However unsteady its heartbeats were, no process is waited for longer than so many leases.
+LEASES_MAX: Final = 3
+#: The broker must say so often in a row that nobody listens: a process that connects anew is gone for a moment.
+REFUSALS: Final = 2
+PROBES_MAX: Final = 16
+
+
+class HealthSettings(Struct, frozen=True):
+    """When a process is given up: after `lease_ms` of silence with a phi of `phi_lost`, or after `gone_ms` if the
+    broker says that nobody listens to it. Batches that nobody has acknowledged are repeated after `resend_ms`.
+    """
+
+    lease_ms: int = 2_000
+    resend_ms: int = 600
+    gone_ms: int = 700
+    phi_lost: float = 8.0
+
+    def detector(self) -> DetectorSettings:
+        """Eight heartbeats fit into a lease; half of it is forgiven as a pause."""
+        lease = self.lease_ms
+        return DetectorSettings(lease // 8, lease // 2, max(1, lease // 20), lease * LEASES_MAX)
 
 
 class Link:
-    """One process of members, as the leader of a term sees it. `roll` is the last list that it gave, `rolled_at_ms` when.
-    """
+    """One process of members, as the leader of a term sees it. `roll` is its last list, of `rolled_at_ms`."""
 
     roll: list[Pair] | None = None
     rolled_at_ms = 0
 
-    def __init__(self, key: LinkKey, term: int, taken: int, now_ms: int) -> None:
+    def __init__(self, key: LinkKey, sender: Sender, detector: Detector) -> None:
         self.key = key
-        self.sender = Sender(term, taken)
+        self.sender, self.detector = sender, detector
         self.members: dict[str, Member] = {}
-        self.heard_at_ms = now_ms
+        self.refusals = self.probed_at_ms = 0
         self.listed: Heartbeat | None = None
         self.list_owed = False
         self.miscounts = 0
@@ -56,24 +82,26 @@ class Link:
 
 
 class Links:
-    """All links of a leader. Time is handed in; nothing is sent from here."""
+    """All links of a leader, the one longest unheard first. Time is handed in; nothing is sent from here."""
 
-    def __init__(self, lease_ms: int, resend_ms: int) -> None:
-        self._lease_ms, self._resend_ms = lease_ms, resend_ms
+    def __init__(self, settings: HealthSettings) -> None:
+        self._settings, self._detector = settings, settings.detector()
         self._term = 0
-        self._links: dict[LinkKey, Link] = {}
+        self._trusted_from_ms = 0
+        self._links: OrderedDict[LinkKey, Link] = OrderedDict()
         self._of_member: dict[str, Link] = {}
         self._dirty: dict[LinkKey, Link] = {}
 
     def take_office(self, state: SwarmState, now_ms: int) -> None:
         """A new term: forget the old numbering, ask every process what it runs, and give it a full lease."""
         self._term = state.term
-        self._links, self._of_member, self._dirty = {}, {}, {}
+        self._links, self._of_member, self._dirty = OrderedDict(), {}, {}
+        self._distrust(now_ms)
         for member in state.members.values():
             self.offered(member, now_ms)
 
     def _open(self, key: LinkKey, taken: int, now_ms: int, item: Item) -> Link:
-        link = self._links[key] = Link(key, self._term, taken, now_ms)
+        link = self._links[key] = Link(key, Sender(self._term, taken), Detector(self._detector, now_ms))
         self._queue(link, item)
         return link
 
@@ -88,6 +116,9 @@ class Links:
         former = self._of_member.get(member.id)
         self.gone(member)
         link = self._links.get(key) or self._open(key, 0, now_ms, Report())
+        link.detector.excuse(now_ms)
+        link.refusals = 0
+        self._links.move_to_end(key)
         if not link.members and not link.list_owed:
             # It may still run what it was given before it was declared lost.
             self._queue(link, Report())
@@ -126,8 +157,7 @@ class Links:
         if link is None:
             self._open(key, beat.ack if beat.term == self._term else 0, now_ms, Rejoin())
             return
-        link.heard_at_ms = now_ms
-        link.lost = False
+        self._alive(link, now_ms)
         if beat.seq <= state.seq and self._homeless(link, beat, state) and not link.asked(Rejoin):
             self._queue(link, Rejoin())
         if beat.term != self._term or beat.ack < link.sender.acked:
@@ -176,15 +206,54 @@ class Links:
         if link is not None:
             link.lost = False
 
-    def forgive(self, stall_ms: int) -> None:
+    def _alive(self, link: Link, now_ms: int) -> None:
+        if link.lost:
+            link.detector.excuse(now_ms)  # it was no pause between heartbeats that anything can be learnt from
+        link.detector.heard(now_ms)
+        link.lost = False
+        link.refusals = 0
+        self._links.move_to_end(link.key)
+
+    def forgive(self, stall_ms: int, now_ms: int) -> None:
         """The leader itself stood still for so long: nobody's lease shall suffer for it."""
         for link in self._links.values():
-            link.heard_at_ms += stall_ms
+            link.detector.excuse(min(link.detector.heard_at_ms + stall_ms, now_ms))
+        self._distrust(now_ms)
 
     def renew_all(self, now_ms: int) -> None:
-        """After the broker came back: everyone was unheard, so everyone gets a full lease."""
+        """After the broker came back, or a clock went back: everyone gets a full lease."""
         for link in self._links.values():
-            link.heard_at_ms = now_ms
+            link.detector.excuse(now_ms)
+        self._distrust(now_ms)
+
+    def _distrust(self, now_ms: int) -> None:
+        """For one lease it means nothing that nobody listens: after a broker's return that is true of everybody."""
+        self._trusted_from_ms = now_ms + self._settings.lease_ms
+        for link in self._links.values():
+            link.refusals = 0
+
+    def to_probe(self, now_ms: int) -> list[LinkKey]:
+        """Processes that are silent for more than two heartbeats, the longest first: does anybody listen there?
+
+        Each is asked anew after a while, and only a few at a time.
+        """
+        after_ms, again_ms = self._settings.lease_ms // 4, self._settings.lease_ms // 12
+        if now_ms + after_ms < self._trusted_from_ms:
+            return []
+        wanted: list[LinkKey] = []
+        for key, link in self._links.items():
+            if link.detector.silence_ms(now_ms) <= after_ms or len(wanted) == PROBES_MAX:
+                break
+            if link.members and not link.lost and now_ms - link.probed_at_ms >= again_ms:
+                link.probed_at_ms = now_ms
+                wanted.append(key)
+        return wanted
+
+    def unheard(self, key: LinkKey, now_ms: int) -> None:
+        """The broker says that nobody listens where this process' work is sent."""
+        link = self._links.get(key)
+        if link is not None and now_ms >= self._trusted_from_ms:
+            link.refusals += 1
 
     def call_roll(self, member: Member) -> Link | None:
         """Ask the member's process to list what it runs; the link, which has the last list that it gave."""
@@ -201,19 +270,49 @@ class Links:
     def heard_at_ms(self, member: Member) -> int:
         """When the member's process was last heard; 0 for never."""
         link = self._of_member.get(member.id)
-        return 0 if link is None else link.heard_at_ms
+        return 0 if link is None else link.detector.heard_at_ms
+
+    def phi(self, member: Member, now_ms: int) -> float:
+        """How odd the silence of the member's process is."""
+        link = self._of_member.get(member.id)
+        return 0.0 if link is None else link.detector.phi(now_ms)
+
+    def phi_max(self, now_ms: int) -> float:
+        """The highest phi of all processes that are not given up."""
+        silent = self._settings.lease_ms // 4
+        highest = 0.0
+        for link in self._links.values():
+            if link.detector.silence_ms(now_ms) <= silent:
+                break
+            if link.members and not link.lost:
+                highest = max(highest, link.detector.phi(now_ms))
+        return highest
 
     def lapsed(self, now_ms: int) -> list[str]:
-        """Worker nodes whose process was silent for longer than its lease, once per silence."""
-        lost: list[str] = []
-        for key, link in list(self._links.items()):
-            silence_ms = now_ms - link.heard_at_ms
-            if not link.members and silence_ms > FORGET_AFTER_LEASES * self._lease_ms:
-                del self._links[key]
-            elif silence_ms > self._lease_ms and not link.lost:
+        """Worker nodes whose process is given up, once per silence."""
+        settings, lost = self._settings, list[str]()
+        soonest_ms, forget_ms = min(settings.gone_ms, settings.lease_ms), FORGET_AFTER_LEASES * settings.lease_ms
+        silent: list[Link] = []
+        for link in self._links.values():
+            if link.detector.silence_ms(now_ms) <= soonest_ms:
+                break
+            silent.append(link)
+        for link in silent:
+            if not link.members and link.detector.silence_ms(now_ms) > forget_ms:
+                del self._links[link.key]
+            elif not link.lost and self._is_gone(link, now_ms):
                 link.lost = True
                 lost.extend(m.id for m in link.members.values() if m.kind == "node")
         return lost
+
+    def _is_gone(self, link: Link, now_ms: int) -> bool:
+        """Whether the silence of this process has lasted long enough; it is longer than `gone_ms`."""
+        if link.refusals >= REFUSALS and now_ms >= self._trusted_from_ms:
+            return True
+        lease_ms, silence_ms = self._settings.lease_ms, link.detector.silence_ms(now_ms)
+        if silence_ms <= lease_ms:
+            return False
+        return silence_ms > LEASES_MAX * lease_ms or link.detector.phi(now_ms) >= self._settings.phi_lost
 
     def compare(self, state: SwarmState) -> Iterator[tuple[Link, list[tuple[Member, Pair]], list[Pair]]]:
         """For each list that the fold has caught up with: attempts that it lacks, and those it should not have."""
@@ -247,4 +346,4 @@ class Links:
     def overdue(self, now_ms: int) -> list[tuple[LinkKey, Dispatch]]:
         """Batches that were not acknowledged in time, to be sent again."""
         links = self._links.items()
-        return [(key, batch) for key, link in links for batch in link.sender.overdue(now_ms, self._resend_ms)]
+        return [(key, batch) for key, link in links for batch in link.sender.overdue(now_ms, self._settings.resend_ms)]

@@ -9,6 +9,10 @@ from msgspec import Struct, field
 from swarmd.core.budgets import NO_LIMIT
 from swarmd.core.errors import Conflict, Rejected
 from swarmd.core.events import Limit, Schedule
+from swarmd.core.health import HealthSettings
+from swarmd.core.keys import KeyPolicy
+from swarmd.core.placement import TenantPolicy
+from swarmd.core.policies import PlacementSettings
 from swarmd.core.state import Attempt, Limits, SwarmState, Task, Tombstone
 from swarmd.core.wire import Start
 
@@ -19,17 +23,27 @@ AHEAD_MS_MAX: Final = 60_000
 class LeaderSettings(Struct, frozen=True):
     """How a leader behaves; times in milliseconds. `schedules` are the declared ones, by id.
 
-    `budgets` are limits of the swarm and its tenants, by account: "swarm", "tenant:NAME".
+    `budgets` are limits of the swarm and its tenants, by account: "swarm", "tenant:NAME". `keys` are policies of
+    concurrency keys; a name that ends in `*` is for all that begin so.
     """
 
     limits: Limits = Limits()
     lease_ms: int = 2_000
     resend_ms: int = 600
+    gone_ms: int = 700
+    phi_lost: float = 8.0
     settle_ms: int = 500
     stall_ms: int = 500
     placements_max: int = 512
     budgets: dict[str, Limit] = field(default_factory=dict)
     schedules: dict[str, Schedule] = field(default_factory=dict)
+    placement: PlacementSettings = PlacementSettings()
+    tenants: dict[str, TenantPolicy] = field(default_factory=dict)
+    keys: dict[str, KeyPolicy] = field(default_factory=dict)
+
+    def health(self) -> HealthSettings:
+        """What concerns the links to members."""
+        return HealthSettings(self.lease_ms, self.resend_ms, self.gone_ms, self.phi_lost)
 
 
 class OwedOutcome(Struct, frozen=True):

@@ -50,6 +50,7 @@ def _member_status(leader: Leader, member: Member, now_ms: int) -> MemberStatus:
         len(member.running),
         max(0, now_ms - heard) if heard else -1,
         leader.links.reachable(member),
+        round(leader.links.phi(member, now_ms), 2),
     )
 
 

@@ -18,7 +18,7 @@ from swarmd.core.errors import UNREADABLE, Fault, Rejected, SwarmdError
 from swarmd.core.ids import intake_id
 from swarmd.core.leader import Leader
 from swarmd.core.state import SwarmState
-from swarmd.core.wire import Beat, Heartbeat, Outcome, Start, StoreHealth, Submission
+from swarmd.core.wire import Beat, Dispatch, Heartbeat, Outcome, Start, StoreHealth, Submission
 from swarmd.cron import Cron
 from swarmd.ports import Bus, Clock, Entropy, Intake, Lease, Log, Meter, Probe
 from swarmd.roles.leader_gauges import show_leader
@@ -30,6 +30,7 @@ from swarmd.roles.writer import LogWriter, sign
 if TYPE_CHECKING:
     from swarmd.core.codec import Commit, Garbage, Record
     from swarmd.core.events import Event
+    from swarmd.core.health import LinkKey
     from swarmd.core.office import LeaderSettings, OwedOutcome
     from swarmd.ports import Received, Stored, Subscription
 
@@ -37,6 +38,8 @@ TICK_MS = 50
 BEAT_MS = 250
 STORES_MS = 2_000
 RENEW_MS = 400
+#: How long the broker may take to say that nobody listens; whoever listens says nothing.
+PROBE_MS = 150
 OUTCOME_BYTES_MAX = 400_000
 
 
@@ -260,6 +263,8 @@ class Orchestrator:
             self.leader.tick(now)
             for key, batch in self.leader.links.overdue(now):
                 await self._publish(subjects.dispatch(self._swarm, *key), msgspec.json.encode(batch))
+            for key in self.leader.links.to_probe(now):
+                self._group.create_task(self._probe(key))
             self._writer.wake()
             self._emit_wanted.set()
             if now - beat_at_ms >= BEAT_MS:
@@ -267,6 +272,15 @@ class Orchestrator:
                 state = self.leader.state
                 beat = Beat(state.term, state.seq, self._writer_name)
                 await self._publish(subjects.beat(self._swarm), msgspec.json.encode(beat))
+
+    async def _probe(self, key: LinkKey) -> None:
+        """Ask whether anybody listens to a silent process' dispatch: batch 0 is none, whoever gets it ignores it."""
+        nothing = msgspec.json.encode(Dispatch(self.leader.state.term, 0, self.leader.state.seq, []))
+        try:
+            await self._ports.bus.request(subjects.dispatch(self._swarm, *key), nothing, PROBE_MS)
+        except Fault as error:  # silence is what a living process answers with
+            if error.code == "no_responders":
+                self.leader.unheard(key, self._ports.clock.now_ms())
 
     # --- sending ---
 

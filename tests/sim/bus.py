@@ -34,6 +34,13 @@ class Bus:
             for _ in range(copies):
                 self._deliver(process, receive, payload, reply)
 
+    def listens(self, sender: Process, subject: str) -> bool:
+        """Whether anybody who is connected has subscribed, as the broker knows it; who is cut off is not told."""
+        if sender.name in self._world.cut:
+            return True
+        entries = self._subscribers.get(subject, ())
+        return any(p.alive and p._life == life and p.name not in self._world.cut for p, life, _ in entries)
+
     def _deliver(self, process: Process, receive: Receive, payload: bytes, reply: str) -> None:
         world = self._world
         delay_ms = world.chance.randint(1, 4)

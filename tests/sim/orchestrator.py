@@ -122,10 +122,18 @@ class Orchestrator(Process):
         self._hold_lease()
         leader.tick(now_ms)
         if leader.leading:
+            self._probe()
             self._take_intake()
             beat = Beat(leader.state.term, leader.state.seq, self.name)
             self._swarm.bus.publish(self, "beat", msgspec.json.encode(beat))
         self._send()
+
+    def _probe(self) -> None:
+        """The broker tells at once whether anybody listens to a silent process' dispatch."""
+        swarm, leader = self._swarm, self.leader
+        for key in leader.links.to_probe(self.world.now_ms):
+            if not (swarm.log.down or swarm.bus.listens(self, subjects.dispatch(swarm.swarm, *key))):
+                leader.unheard(key, self.world.now_ms)
 
     def _hold_lease(self) -> None:
         """The lease is a hint: whoever holds it campaigns; the log's term decides."""

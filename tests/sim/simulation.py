@@ -47,6 +47,7 @@ class Simulation:
             limits(faults.short_memory),
             lease_ms=500,
             resend_ms=120,
+            gone_ms=180,
             settle_ms=100,
             stall_ms=200,
             budgets=LIMITS[seed % 4],
