@@ -14,7 +14,6 @@ from msgspec import Struct, field
 from swarmd.core import effects as fx
 from swarmd.core.codec import Commit
 from swarmd.core.errors import Fault
-from swarmd.core.events import Event
 from swarmd.core.leader import Leader
 from swarmd.core.state import SwarmState
 from swarmd.core.wire import Submission
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from swarmd.core.codec import Garbage
+    from swarmd.core.events import Event
     from swarmd.core.experience import Learned
     from swarmd.core.office import LeaderSettings
     from swarmd.edges.simulate.members import Attempt
