@@ -84,7 +84,7 @@ def measured(workload: Workload, policy: str, seen: Observed) -> Result:
         quantile(sojourns, 0.99),
         fmean(sojourns) if sojourns else 0.0,
         sojourns[-1] if sojourns else 0.0,
-        max((one.began_ms - one.came_ms for one in counted), default=0),
+        max((one.began_ms - one.came_ms for one in counted if one.began_ms >= 0), default=0),
         max((one.passed for one in counted), default=0),
         (seen.attempts if workload.graphs else len(seen.jobs)) / max(1, seen.ended_ms - first_ms) * 1000,
         seen.attempts,

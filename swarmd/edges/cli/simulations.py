@@ -1,0 +1,34 @@
+"""The command that compares policies of placement: simulate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from swarmd.edges.cli import flags
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add(commands: flags.Commands) -> None:
+    """Its parser; names of workloads and policies are checked when it runs, so that no help needs the core."""
+    example = "swarmd simulate --workload slow-quarter --policy pull,adaptive --seeds 20"
+    parser = commands.add("simulate", _simulate, "compare policies of placement on a virtual clock", example)
+    parser.add_argument(
+        "--workload", action="append", metavar="NAME", help="which, repeated or by commas (default: all)"
+    )
+    parser.add_argument("--policy", action="append", metavar="NAME", help="which ones (a,b; default: all)")
+    parser.add_argument("--seeds", type=int, default=None, metavar="N", help="how many (default: 5)")
+    parser.add_argument("--first-seed", type=int, default=1, metavar="SEED", help="count from here (default: 1)")
+    parser.add_argument("--tasks", type=int, default=2_000, metavar="N", help="tasks of a workload (default: 2000)")
+    parser.add_argument("--members", type=int, default=16, metavar="N", help="worker nodes (default: 16)")
+    parser.add_argument("--slots", type=int, default=1, metavar="N", help="slots of each node (default: 1)")
+    parser.add_argument("--jobs", type=int, default=None, metavar="N", help="processes (default: one per processor)")
+    parser.add_argument("--plot", default="", metavar="FILE.svg", help="draw the comparison")
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    from swarmd.edges.simulate.command import run
+
+    print(run(args, flags.wants_json(args)))
+    return flags.OK
