@@ -18,14 +18,16 @@ from swarmd.core.wire import Receipt, Submission
 
 if TYPE_CHECKING:
     from swarmd.core.asks import Ask
+    from swarmd.core.office import LeaderSettings
     from swarmd.core.placing import Placing
 
 
 class Door:
     """Serves one leader in one office. `events` is where its decisions go, `again` those to make once more."""
 
-    def __init__(self, state: SwarmState, placing: Placing, live_tasks_max: int) -> None:
-        self._state, self._placing, self._live_tasks_max = state, placing, live_tasks_max
+    def __init__(self, state: SwarmState, placing: Placing, settings: LeaderSettings) -> None:
+        self._state, self._placing = state, placing
+        self._live_tasks_max, self._tenants = settings.limits.live_tasks_max, settings.tenants
         self.proposed: dict[str, tuple[str, list[Ask]]] = {}
         self.events: list[Event] = []
         self.again: list[Event] = []
@@ -40,12 +42,12 @@ class Door:
     ) -> Receipt | None:
         """Decide on a checked submission. None: the answer to `ask` follows once the fold has accepted it.
 
-        Raises `Rejected` ("swarm_full", "store_full", "id_too_old") or `Conflict` ("id_taken").
+        Raises `Rejected` ("swarm_full", "tenant_full", "store_full", "id_too_old") or `Conflict` ("id_taken").
         """
         content = commands.digest(submission)
         if not self._is_new(task_id, content, ask, now_ms):
             return None if task_id in self.proposed else Receipt(task_id, known=True)
-        self._check_room(refusing)
+        self._check_room(submission.tenant, refusing)
         self.proposed[task_id] = (content, [] if ask is None else [ask])
         fact = commands.to_fact(submission, content, self._state.term, now_ms, packed)
         self.events.append(Event(task_id, fact))
@@ -69,7 +71,7 @@ class Door:
                     self._intake_folded.add(seq)
                     return
             else:
-                self._check_room(refusing)
+                self._check_room(submission.tenant, refusing)
                 self.proposed[task_id] = (content, [])
         except (Rejected, Conflict) as error:
             self.refuse(task_id, error, reply, seq)
@@ -110,12 +112,16 @@ class Door:
     def _is_forgotten(self, task_id: str) -> bool:
         return task_id <= self._state.forgotten and is_uuid7(task_id)
 
-    def _check_room(self, refusing: str) -> None:
+    def _check_room(self, tenant: str, refusing: str) -> None:
         if refusing:
             raise Rejected("store_full", refusing)
         if self.is_full():
             live = len(self._state.tasks) + len(self.proposed)
             raise Rejected("swarm_full", f"{live} tasks are live, the limit is {self._live_tasks_max}")
+        policy, use = self._tenants.get(tenant), self._state.tenants.get(tenant)
+        if policy is not None and use is not None and 0 < policy.live_max <= use.live:
+            why = f"tenant {tenant!r} has {use.live} live tasks, its limit is {policy.live_max}"
+            raise Rejected("tenant_full", f"{why}: submit again when some have ended")
 
     def is_full(self) -> bool:
         """Whether the swarm has as many live tasks as it may have."""

@@ -121,6 +121,12 @@ class Gone(Struct):
     member: Member
 
 
+class Freed(Struct):
+    """A task that has a concurrency key sleeps: its slot is free."""
+
+    task: Task
+
+
 class Judged(Struct):
     """A member was quarantined or readmitted."""
 
@@ -165,6 +171,7 @@ Effect = (
     | ChildEnded
     | Offered
     | Gone
+    | Freed
     | Judged
     | Refusal
     | Rescheduled

@@ -20,6 +20,8 @@ BUCKETS_PER_E: Final = 5.77
 COUNT_MAX: Final = 1_000
 #: What was seen of a member long ago weighs half as much after so many milliseconds without news.
 FADE_MS: Final = 30_000
+#: After so many observations an average is believed.
+SURE: Final = 5
 
 
 class Pace(Struct):
@@ -41,8 +43,16 @@ class Pace(Struct):
         """How many times longer than others it takes, drawn to 1 while it is unknown or out of date."""
         if self.runs < 2:
             return 1.0
-        faded = 0.5 ** (max(0, now_ms - self.at_ms) / FADE_MS)
-        return exp(self.slow * faded * min(1.0, self.runs / 5))
+        return exp(self.slow * self._faded(now_ms) * min(1.0, self.runs / SURE))
+
+    def cost(self, now_ms: int) -> float:
+        """What a result of this member costs in time of the typical one: its slowness, its failures, its bad marks."""
+        failing = self.failing * self._faded(now_ms) * min(1.0, self.ended / SURE)
+        marks = 1.0 - 0.5 * self.score * min(1.0, self.rated / SURE)
+        return self.slowness(now_ms) * marks / (1.0 - min(0.9, failing))
+
+    def _faded(self, now_ms: int) -> float:
+        return float(0.5 ** (max(0, now_ms - self.at_ms) / FADE_MS))
 
 
 class Learned(Struct):

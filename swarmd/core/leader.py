@@ -12,34 +12,28 @@ from typing import TYPE_CHECKING, Any, Final
 
 from swarmd.core import effects as fx
 from swarmd.core.asks import Ask, Asks
+from swarmd.core.clients import ASKED, Commands
 from swarmd.core.codec import Commit, Garbage
 from swarmd.core.commits import WINDOW
 from swarmd.core.door import Door
-from swarmd.core.errors import Conflict, Rejected
 from swarmd.core.events import (
     Assigned,
     Budgeted,
     Cancelled,
     Configured,
     Elected,
-    Escalated,
     Event,
     Failure,
     Fired,
     Granted,
     MemberLost,
-    Paused,
+    Quarantined,
+    Readmitted,
     Redriven,
     Refused,
     Requeued,
-    Resolved,
-    Scheduled,
     Settled,
-    Signalled,
     Submitted,
-    Told,
-    Unpaused,
-    Unscheduled,
 )
 from swarmd.core.evolve import apply
 from swarmd.core.granting import Granting
@@ -47,8 +41,10 @@ from swarmd.core.health import Links
 from swarmd.core.office import LeaderSettings, OwedOutcome, start_of
 from swarmd.core.outcomes import outcome_of
 from swarmd.core.placing import Placing
+from swarmd.core.quarantine import Wards
 from swarmd.core.schedules import NoCron, Planner, Slots
-from swarmd.core.state import Attempt, Member, SwarmState, Task, Tombstone, tombstone
+from swarmd.core.sharing import Sharing
+from swarmd.core.state import Attempt, Member, SwarmState, Task, tombstone
 from swarmd.core.timers import Timers, fact_due
 from swarmd.core.wire import (
     ChildDone,
@@ -60,23 +56,17 @@ from swarmd.core.wire import (
     Pause,
     Receipt,
     Stop,
-    Submission,
     WaitDone,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from swarmd.core.errors import Rejected
     from swarmd.core.health import LinkKey
 
 
-#: What is decided because somebody asked for it, and answered when it is folded.
-ASKED: Final = (
-    *(Cancelled, Redriven, Requeued, Resolved, Escalated, Signalled, Told, Paused, Unpaused, Scheduled, Unscheduled),
-)
-
-
-class Leader:
+class Leader(Commands):
     """One orchestrator, leading or standing by. `state` is its fold and nobody else's."""
 
     def __init__(
@@ -96,16 +86,19 @@ class Leader:
         self._waiters: dict[str, list[Ask]] = {}
         self._asked = Asks()
         self._read: set[int] = set()
-        self._settled_at_ms = self._ticked_at_ms = 0
+        self._settled_at_ms = self._ticked_at_ms = self._log_ms = 0
         self._new_office()
 
     def _new_office(self) -> None:
         """Nothing decided in an earlier office stands for anything any more."""
         self.timers = Timers()
         self.planner = Planner(self.state, self._slots)
-        self.placing = Placing(self.state)
+        self.wards = Wards(self.state)
+        self.placing = Placing(self.state, self.settings, self.wards)
+        self.placing.folded(self._log_ms)
         self.granting = Granting(self.state, self.settings.budgets)
-        self.door = Door(self.state, self.placing, self.settings.limits.live_tasks_max)
+        self.sharing = Sharing(self.state, self.links)
+        self.door = Door(self.state, self.placing, self.settings)
 
     # --- folding ---
 
@@ -116,8 +109,12 @@ class Leader:
         for effect in effects:
             if isinstance(effect, fx.NewTerm):
                 self._new_term(effect, now_ms)
-        if not self.leading or isinstance(commit, Garbage):
+        if isinstance(commit, Garbage):
             return effects
+        self._log_ms = max(self._log_ms, commit.at_ms)
+        if not self.leading:
+            return effects
+        self.placing.folded(commit.at_ms)
         for effect in effects:
             self._act(effect, now_ms)
         if commit.boot == self.boot and self._is_first_reading(commit.n):
@@ -151,6 +148,13 @@ class Leader:
         task, attempt = effect.task, effect.attempt
         if attempt.epoch in task.attempts:  # a later event of the same commit may have ended it
             self.links.send(self.state.members[attempt.member], start_of(self.state, task, attempt))
+            self._watch(task, attempt, now_ms)
+
+    def _watch(self, task: Task, attempt: Attempt, now_ms: int) -> None:
+        """See to it that an attempt which may be hedged is looked at when it is late."""
+        delay_ms = self.placing.hedging.started(task, attempt)
+        if delay_ms:
+            self.timers.late(task, attempt.epoch, now_ms + delay_ms)
 
     def _stopped(self, effect: fx.Stopped, now_ms: int) -> None:
         self.links.send(effect.member, Stop(effect.task, effect.epoch))
@@ -164,9 +168,10 @@ class Leader:
             self.timers.begin(effect.task)
         else:
             self.timers.back_off(effect.task, now_ms)
+            self.placing.freed(effect.task)
 
     def _parked(self, effect: fx.Parked, now_ms: int) -> None:
-        self.placing.ended(effect.task.id)
+        self.placing.ended(effect.task)
 
     def _rescheduled(self, effect: fx.Rescheduled, now_ms: int) -> None:
         self.planner.arm(effect.schedule, now_ms)
@@ -209,6 +214,13 @@ class Leader:
 
     def _gone(self, effect: fx.Gone, now_ms: int) -> None:
         self.links.gone(effect.member)
+        self.wards.gone(effect.member)
+
+    def _judged(self, effect: fx.Judged, now_ms: int) -> None:
+        self.wards.judged(effect.member)
+
+    def _freed(self, effect: fx.Freed, now_ms: int) -> None:
+        self.placing.freed(effect.task)
 
     def _refusal(self, effect: fx.Refusal, now_ms: int) -> None:
         if effect.reply:
@@ -245,6 +257,8 @@ class Leader:
         if isinstance(fact, MemberLost):
             if fact.member in self.state.members:
                 self.links.not_lost(fact.member)
+        elif isinstance(fact, Quarantined | Readmitted):
+            self.wards.not_stored(fact.member)
         elif isinstance(fact, Fired) and fact.term == self.state.term:
             self.planner.arm(event.subject, self._ticked_at_ms)
         elif task is not None:
@@ -252,7 +266,7 @@ class Leader:
 
     def _ended(self, ended: fx.Ended, now_ms: int) -> None:
         task = ended.task
-        self.placing.ended(task.id)
+        self.placing.ended(task)
         asks = self._waiters.pop(task.id, None)
         if not task.reply and not asks:
             return
@@ -316,6 +330,8 @@ class Leader:
             elif task.state == "delayed":
                 self.timers.begin(task)
             self._owe_waits(task)
+            for attempt in task.attempts.values():
+                self._watch(task, attempt, now_ms)
             if task.attempts:
                 ended = sorted((place, child) for child, place in task.children.items() if place is not None)
                 for place, child in ended:  # in the order of the log, as they were first told
@@ -345,88 +361,6 @@ class Leader:
                 self._tell_attempts(task, Instruct(task.id, place))
             if task.paused:
                 self._tell_attempts(task, Pause(task.id))
-
-    # --- commands ---
-
-    def submit(self, submission: Submission, task_id: str, now_ms: int, packed: bool, ask: Ask) -> Receipt | None:
-        """Decide on a checked submission. None: the answer to `ask` follows once the fold has accepted it.
-
-        Raises `Rejected` ("not_leader", "swarm_full", "store_full", "id_too_old") or `Conflict` ("id_taken").
-        """
-        self.require_office()
-        return self.door.submit(submission, task_id, now_ms, packed, ask, self.refusing)
-
-    def intake(self, seq: int, task_id: str, raw: tuple[Submission | Rejected, str], now_ms: int) -> None:
-        """What `parse_raw` made of the intake's message at `seq`; whoever leads next reads it again."""
-        if self.leading:
-            self.door.intake(seq, task_id, raw, now_ms, self.refusing)
-
-    def refuse(self, subject: str, error: Rejected | Conflict) -> None:
-        """Record that a request was turned away."""
-        if self.leading:
-            self.door.refuse(subject, error)
-
-    def require_office(self) -> None:
-        """Raises `Rejected("not_leader")` from whoever does not lead."""
-        if not self.leading:
-            raise Rejected("not_leader", "this orchestrator does not lead: ask again")
-
-    def cancel(self, task_id: str, reason: str, ask: Ask = None) -> None:
-        """Cancel a live task and its children; `ask` is answered when the fold has done it."""
-        self.require_live(task_id)
-        self.propose(Event(task_id, Cancelled(term=self.state.term, reason=reason[:500])), ask)
-
-    def redrive(self, task_id: str, ask: Ask = None) -> None:
-        """Give a dead task new attempts; `ask` is answered when the fold has done it."""
-        self.require_office()
-        if task_id not in self.state.dead:
-            raise Rejected("not_dead", f"task {task_id} is not among the dead letters")
-        self.propose(Event(task_id, Redriven(term=self.state.term)), ask)
-
-    def propose(self, event: Event, ask: Ask = None) -> None:
-        """Have an event stored that somebody asked for; `ask` is answered with what the fold made of it.
-
-        Raises `Rejected("not_leader")`.
-        """
-        self.require_office()
-        self._asked.add(event, ask)
-        self._events.append(event)
-
-    def _answer(self, event: Event, receipt: Receipt) -> None:
-        ask = self._asked.take(event)
-        if ask is not None:
-            self.answers.append((ask, receipt))
-
-    def require_live(self, task_id: str) -> None:
-        """Raises `Rejected` ("not_leader", "finished", "unknown_task") for what is no live task of this leader."""
-        self.require_office()
-        if task_id not in self.state.tasks and task_id not in self.door.proposed:
-            buried = tombstone(self.state, task_id)
-            if buried is not None:
-                raise Rejected("finished", f"task {task_id} is already {buried.state}")
-            raise Rejected("unknown_task", f"no task {task_id} is known")
-
-    def await_outcome(self, task_id: str, ask: Ask) -> Tombstone | None:
-        """Answer `ask` when the task ends; for a finished task, return its tombstone instead."""
-        self.require_office()
-        buried = tombstone(self.state, task_id)
-        if buried is not None and task_id not in self.state.tasks:
-            return buried
-        if task_id not in self.state.tasks and task_id not in self.door.proposed:
-            raise Rejected("unknown_task", f"no task {task_id} is known")
-        self._waiters.setdefault(task_id, []).append(ask)
-        return None
-
-    def give_up(self, task_id: str, ask: Ask) -> Outcome | None:
-        """The caller's time is over; None when it was answered meanwhile."""
-        asks = self._waiters.get(task_id, [])
-        if ask not in asks:
-            return None
-        asks.remove(ask)
-        if not asks:
-            del self._waiters[task_id]
-        task = self.state.tasks.get(task_id)
-        return Outcome(task_id, task.state if task else "queued", seq=self.state.seq, final=False)
 
     # --- members ---
 
@@ -472,10 +406,14 @@ class Leader:
         elif now_ms < self._ticked_at_ms:  # the clock went back: by it nobody would be silent for a long time
             self.links.renew_all(now_ms)
         self._ticked_at_ms = now_ms
+        self.placing.tick(now_ms)
+        self._events += self.wards.due(now_ms)
         self._due(now_ms)
         self._fire(now_ms)
         self._declare_budgets(now_ms)
         self._reconcile()
+        for child, recall in self.sharing.due(self.placing.overlays, now_ms):
+            self.links.send(child, recall)
         for member in self.links.lapsed(now_ms):
             self._events.append(Event(member, MemberLost(term=self.state.term, member=member)))
         if now_ms - self._settled_at_ms >= self.settings.settle_ms:
@@ -484,6 +422,10 @@ class Leader:
     def _due(self, now_ms: int) -> None:
         for timer in self.timers.due(now_ms):
             task = self.state.tasks.get(timer.task)
+            if timer.kind == "late":
+                if task is not None:
+                    self.placing.hedging.late(task, timer.epoch)
+                continue
             fact = fact_due(timer, task, self.state.term, now_ms) if task else None
             if fact is not None:
                 self._events.append(Event(timer.task, fact))
@@ -566,5 +508,7 @@ _ACTS: Final[dict[type[fx.Effect], Callable[[Leader, Any, int], None]]] = {
     fx.ChildEnded: Leader._child_ended,
     fx.Offered: Leader._offered,
     fx.Gone: Leader._gone,
+    fx.Judged: Leader._judged,
+    fx.Freed: Leader._freed,
     fx.Refusal: Leader._refusal,
 }

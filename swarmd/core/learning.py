@@ -72,6 +72,7 @@ def _quarantined(state: SwarmState, commit: Commit, index: int, subject: str, fa
     if member is None:
         return "unknown_member"
     member.quarantined = fact.reason or "quarantined"
+    _judge_anew(member)
     out.append(fx.Judged(member))
     return ""
 
@@ -83,10 +84,15 @@ def _readmitted(state: SwarmState, commit: Commit, index: int, subject: str, fac
     if member is None:
         return "unknown_member"
     member.quarantined = ""
-    for pace in member.paces.values():  # judged anew, by what it does from here on
-        pace.ended, pace.failing = 0, 0.0
+    _judge_anew(member)
     out.append(fx.Judged(member))
     return ""
+
+
+def _judge_anew(member: Member) -> None:
+    """By what it does from here on: probes, or what it is given when it is taken back."""
+    for pace in member.paces.values():
+        pace.ended, pace.failing = 0, 0.0
 
 
 LEARNING_TRANSITIONS: Final[dict[type[Fact], Callable[..., str]]] = {

@@ -221,6 +221,8 @@ def _suspended(state: SwarmState, commit: Commit, index: int, subject: str, fact
     groups = [{name: None for name in group if not is_resolved(task, name)} for group in fact.waits]
     if groups and all(groups):
         task.state, task.waits = "suspended", tuple(groups)
+        if task.concurrency_key:
+            out.append(fx.Freed(task))
     else:
         queue(state, task, out)
     return ""

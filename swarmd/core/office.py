@@ -10,6 +10,9 @@ from swarmd.core.budgets import NO_LIMIT
 from swarmd.core.errors import Conflict, Rejected
 from swarmd.core.events import Limit, Schedule
 from swarmd.core.health import HealthSettings
+from swarmd.core.keys import KeyPolicy
+from swarmd.core.placement import TenantPolicy
+from swarmd.core.policies import PlacementSettings
 from swarmd.core.state import Attempt, Limits, SwarmState, Task, Tombstone
 from swarmd.core.wire import Start
 
@@ -20,7 +23,8 @@ AHEAD_MS_MAX: Final = 60_000
 class LeaderSettings(Struct, frozen=True):
     """How a leader behaves; times in milliseconds. `schedules` are the declared ones, by id.
 
-    `budgets` are limits of the swarm and its tenants, by account: "swarm", "tenant:NAME".
+    `budgets` are limits of the swarm and its tenants, by account: "swarm", "tenant:NAME". `keys` are policies of
+    concurrency keys; a name that ends in `*` is for all that begin so.
     """
 
     limits: Limits = Limits()
@@ -33,6 +37,9 @@ class LeaderSettings(Struct, frozen=True):
     placements_max: int = 512
     budgets: dict[str, Limit] = field(default_factory=dict)
     schedules: dict[str, Schedule] = field(default_factory=dict)
+    placement: PlacementSettings = PlacementSettings()
+    tenants: dict[str, TenantPolicy] = field(default_factory=dict)
+    keys: dict[str, KeyPolicy] = field(default_factory=dict)
 
     def health(self) -> HealthSettings:
         """What concerns the links to members."""

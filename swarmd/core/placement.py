@@ -1,9 +1,10 @@
 """Late binding: tasks wait here, in the orchestrator, until a member has a free slot for them.
 
-Tasks that any of the same members could run share a lane, ordered by priority and then by age. A
-choice is made only when it can be carried out: the highest waiting task of all lanes goes to the least
-loaded member that offers its agent and carries the labels it requires. (Central queueing has a p99 of
-6.5 service times where least-in-flight has 8.5 and round-robin 25; `docs/adr/0005`.)
+Tasks that any of the same members could run share a lane. Among tenants the one with the fewest slots for its weight
+comes first; within a tenant the order is by age, to which each level of priority adds some time (so that nothing
+waits for ever), then by the way that a macro-task still has ahead. Which member takes a task is the policy's choice
+(policies.py). (Central queueing has a p99 of 6.5 service times where least-in-flight has 8.5 and round-robin 25;
+`docs/adr/0005`.)
 """
 
 from __future__ import annotations
@@ -11,23 +12,46 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING, Final
 
+from msgspec import Struct
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from swarmd.core.events import Submitted
-    from swarmd.core.state import Member, Task
+    from swarmd.core.keys import Keys
+    from swarmd.core.policies import Choice, Policy
+    from swarmd.core.state import Member, SwarmState, Task
 
-LaneKey = tuple[str, tuple[tuple[str, str], ...], str]
-_Entry = tuple[int, int, int, str]
+    #: A task, the member that is to run it, what spoke for that, and where it stood.
+    Placed = tuple[str, Member, Choice, "Place"]
+
+LaneKey = tuple[str, tuple[tuple[str, str], ...], str, bool]
 _AFTER_ALL: Final = 1 << 62  #: later than any sequence
+#: A task that was running when members were lost so often is a suspect: no process gets two of them.
+SUSPECT_LOSSES: Final = 2
+
+
+class TenantPolicy(Struct, frozen=True):
+    """A tenant's share of the slots against others', and its bounds (0: none but the swarm's)."""
+
+    weight: float = 1.0
+    slots_max: int = 0
+    live_max: int = 0
 
 
 class Lane:
-    """The waiting tasks of one agent, one set of required labels and one version ("": not begun, any)."""
+    """The waiting tasks of one agent, one set of required labels and one version ("": not begun, any).
+
+    Suspects have lanes of their own. Tasks that their concurrency key holds up are `blocked`; the others stand in
+    `heaps`, by tenant, `keyed` of each key.
+    """
 
     def __init__(self, key: LaneKey) -> None:
-        self.agent, self.requires, self.version = key
-        self.heap: list[_Entry] = []
+        self.key = key
+        self.agent, self.requires, self.version, self.suspect = key
+        self.heaps: dict[str, list[Entry]] = {}
+        self.waiting = self.blocked = 0
+        self.keyed: dict[str, int] = {}
 
     def suits(self, member: Member) -> bool:
         """Whether `member` offers this lane's agent in its version and carries its labels."""
@@ -36,110 +60,286 @@ class Lane:
         return all(member.labels.get(name) == value for name, value in self.requires)
 
 
-def _lane_key(agent: str, requires: Mapping[str, str], version: str = "") -> LaneKey:
-    return (agent, tuple(sorted(requires.items())) if requires else (), version)
+class Place(Struct, frozen=True):
+    """Where a waiting task stands; `queued_ms` is since when, by the log's clock."""
+
+    lane: Lane
+    tenant: str
+    key: str
+    queued_ms: int
+
+
+#: Age, the way ahead (negative), sequence, index, a count (so that comparison never goes further), the task, its place.
+Entry = tuple[int, int, int, int, int, str, Place]
+_Share = tuple[float, float]
 
 
 class Queue:
     """All waiting tasks. The state says which tasks are queued; this index only orders them."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, state: SwarmState, keys: Keys, tenants: Mapping[str, TenantPolicy], ageing_ms: int = 10_000
+    ) -> None:
+        self._state, self._keys, self._tenants, self._ageing_ms = state, keys, tenants, ageing_ms
         self._lanes: dict[LaneKey, Lane] = {}
-        self._waiting: dict[str, tuple[LaneKey, _Entry]] = {}
+        self._waiting: dict[str, Entry] = {}
+        self._blocked: dict[str, list[Entry]] = {}
+        self._reopening: dict[str, int] = {}
+        self._served: dict[str, float] = {}
+        self._backlog: dict[str, int] = {}
+        self._reached = 0.0
+        self._taken: dict[str, int] = {}
         self._count = 0
+        self.log_ms = 0  #: the time of the newest folded commit
 
     def __len__(self) -> int:
         return len(self._waiting)
 
+    # --- who waits ---
+
     def push(self, task: Task) -> None:
         """A queued task waits for a slot."""
-        key = _lane_key(task.agent, task.requires, task.version)
-        self._push(task.id, key, (-task.priority, *task.submitted, task.id))
+        age = task.since_ms - task.priority * self._ageing_ms
+        lane = self._lane(task.agent, task.requires, task.version, len(task.victims) >= SUSPECT_LOSSES)
+        place = Place(lane, task.tenant, task.concurrency_key, self.log_ms)
+        self._count += 1
+        self._push((age, -task.rank_ms, *task.submitted, self._count, task.id, place))
 
     def push_proposed(self, task_id: str, fact: Submitted) -> None:
-        """A submission that is not folded yet waits too, behind all folded ones of its priority."""
+        """A submission that is not folded yet waits too, behind all folded ones of its age."""
         self._count += 1
-        key = _lane_key(fact.agent, fact.requires)
-        self._push(task_id, key, (-fact.priority, _AFTER_ALL, self._count, task_id))
+        age = self.log_ms - fact.priority * self._ageing_ms
+        lane = self._lane(fact.agent, fact.requires)
+        place = Place(lane, fact.tenant, fact.concurrency_key, self.log_ms)
+        self._push((age, 0, _AFTER_ALL, 0, self._count, task_id, place))
 
-    def _push(self, task_id: str, key: LaneKey, entry: _Entry) -> None:
-        known = self._waiting.get(task_id)
-        if known is not None and known[1][1] != _AFTER_ALL:
-            return
+    def _lane(self, agent: str, requires: Mapping[str, str], version: str = "", suspect: bool = False) -> Lane:
+        key = (agent, tuple(sorted(requires.items())) if requires else (), version, suspect)
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(key)
-        self._waiting[task_id] = (key, entry)
-        heapq.heappush(lane.heap, entry)
+        return lane
+
+    def _push(self, entry: Entry) -> None:
+        task_id, place = entry[5], entry[6]
+        known = self._waiting.get(task_id)
+        if known is not None:
+            if known[2] != _AFTER_ALL:
+                return
+            self._forget(known)
+        self._waiting[task_id] = entry
+        tenant = place.tenant
+        backlog = self._backlog.get(tenant, 0)
+        if not backlog:  # nobody saves up turns while it wants none
+            self._served[tenant] = max(self._served.get(tenant, 0.0), self._reached)
+        self._backlog[tenant] = backlog + 1
+        if place.key:
+            self._push_keyed(entry)
+        else:
+            self._enter(entry)
+
+    def _enter(self, entry: Entry) -> None:
+        place = entry[6]
+        lane = place.lane
+        heap = lane.heaps.get(place.tenant)
+        if heap is None:
+            heap = lane.heaps[place.tenant] = []
+        heapq.heappush(heap, entry)
+        lane.waiting += 1
 
     def discard(self, task_id: str) -> None:
         """The task no longer waits; its heap entry is skipped when it surfaces."""
-        self._waiting.pop(task_id, None)
+        entry = self._waiting.pop(task_id, None)
+        if entry is not None:
+            self._forget(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        tenant = entry[6].tenant
+        left = self._backlog[tenant] - 1
+        if left:
+            self._backlog[tenant] = left
+        else:
+            del self._backlog[tenant]
 
     def waiting(self) -> dict[str, int]:
         """How many tasks wait for each agent."""
         counts: dict[str, int] = {}
-        for (agent, _, _), _entry in self._waiting.values():
+        for entry in self._waiting.values():
+            agent = entry[6].lane.agent
             counts[agent] = counts.get(agent, 0) + 1
         return counts
 
-    def place(self, members: list[Member], free: dict[str, int], limit: int) -> Iterator[tuple[str, Member]]:
-        """Up to `limit` pairs of task and member, best first; `free` (member → slots) is used up on the way."""
-        rounds: list[tuple[_Entry, LaneKey, list[tuple[float, str, Member]]]] = []
-        for key, lane in list(self._lanes.items()):
-            head = self._head(lane)
-            if head is None:
-                del self._lanes[key]
+    def is_blocked(self, task_id: str) -> bool:
+        """Whether a waiting task is held up by its concurrency key."""
+        entry = self._waiting.get(task_id)
+        return entry is not None and bool(entry[6].key) and not self._keys.is_open(entry[6].key)
+
+    # --- concurrency keys ---
+
+    def _push_keyed(self, entry: Entry) -> None:
+        """At most as many of a key as may run at once stand in a lane, so that no crowd of them is sifted through."""
+        place = entry[6]
+        lane, key = place.lane, place.key
+        standing = lane.keyed.get(key, 0)
+        if standing >= self._keys.policy(key).concurrency:
+            lane.blocked += 1
+            heapq.heappush(self._blocked.setdefault(key, []), entry)
+            return
+        lane.keyed[key] = standing + 1
+        self._enter(entry)
+
+    def _leave(self, entry: Entry) -> None:
+        """An entry was taken off its lane."""
+        place = entry[6]
+        place.lane.waiting -= 1
+        if place.key:
+            left = place.lane.keyed[place.key] - 1
+            if left:
+                place.lane.keyed[place.key] = left
+            else:
+                del place.lane.keyed[place.key]
+
+    def _block(self, entry: Entry) -> None:
+        key = entry[6].key
+        entry[6].lane.blocked += 1
+        heapq.heappush(self._blocked.setdefault(key, []), entry)
+        opens_at_ms = self._keys.opens_at_ms(key)
+        if opens_at_ms:
+            self._reopening[key] = opens_at_ms
+
+    def freed(self, key: str) -> None:
+        """A slot of this key is free again: the first of those that it held up may stand in their lanes."""
+        blocked = self._blocked.get(key)
+        if blocked is None:
+            return
+        left: list[Entry] = []
+        room = self._keys.policy(key).concurrency
+        while blocked and room > 0:
+            entry = heapq.heappop(blocked)
+            lane = entry[6].lane
+            lane.blocked -= 1
+            if self._waiting.get(entry[5]) is not entry:
                 continue
-            able = [
-                (1 - free[member.id] / member.capacity, member.id, member)
-                for member in members
-                if free[member.id] > 0 and lane.suits(member)
-            ]
-            if able:
-                heapq.heapify(able)
-                rounds.append((head, key, able))
+            room -= 1
+            left.append(entry)
+        for entry in left:  # those whose lane has enough of them already are held up again
+            self._push_keyed(entry)
+        if not blocked and key in self._blocked:
+            del self._blocked[key]
+
+    def tick(self, now_ms: int) -> None:
+        """Time passes: rates allow more."""
+        self._keys.now_ms = now_ms
+        for key, at_ms in list(self._reopening.items()):
+            if at_ms <= now_ms:
+                del self._reopening[key]
+                self.freed(key)
+
+    # --- who is next ---
+
+    def place(self, members: list[Member], free: dict[str, int], limit: int, policy: Policy) -> Iterator[Placed]:
+        """Up to `limit` placements, best first; `free` (member → slots) is used up on the way."""
+        rounds: list[tuple[_Share, Entry, Choice]] = []
+        for key, lane in list(self._lanes.items()):
+            choice: Choice | None = None
+            for tenant in list(lane.heaps):
+                head = self._head(lane, tenant)
+                if head is None:
+                    continue
+                if choice is None:
+                    choice = policy.choice(lane, members, free, self.log_ms)
+                    if choice is None:
+                        break
+                rounds.append((self._share(tenant), head, choice))
+            if not lane.heaps and not lane.blocked:
+                del self._lanes[key]
         heapq.heapify(rounds)
+        yield from self._rounds(rounds, limit)
+
+    def _rounds(self, rounds: list[tuple[_Share, Entry, Choice]], limit: int) -> Iterator[Placed]:
         while rounds and limit > 0:
-            _, key, able = rounds[0]
-            lane = self._lanes[key]
-            member = self._least_loaded(able, free)
+            share, entry, choice = rounds[0]
+            place = entry[6]
+            tenant, lane = place.tenant, place.lane
+            now = self._share(tenant)
+            if now != share:  # it has got a slot in another lane
+                heapq.heapreplace(rounds, (now, entry, choice))
+                continue
+            member = None
+            if not self._is_at_bound(tenant):
+                if place.key and not self._keys.is_open(place.key):
+                    heapq.heappop(lane.heaps[tenant])
+                    self._leave(entry)
+                    self._block(entry)
+                    self._next(rounds, lane, tenant, choice)
+                    continue
+                member = choice.take(lane.waiting, self.log_ms - place.queued_ms)
             if member is None:
                 heapq.heappop(rounds)
                 continue
-            task_id = heapq.heappop(lane.heap)[3]
-            del self._waiting[task_id]
+            heapq.heappop(lane.heaps[tenant])
+            self._leave(entry)
+            del self._waiting[entry[5]]
+            self._forget(entry)
+            if place.key:
+                self._keys.take(place.key)
+            self._serve(tenant, choice.expected_ms)
             limit -= 1
-            yield task_id, member
-            head = self._head(lane)
-            if head is None:
-                heapq.heappop(rounds)
-            else:
-                heapq.heapreplace(rounds, (head, key, able))
+            yield entry[5], member, choice, place
+            self._next(rounds, lane, tenant, choice)
 
-    def _head(self, lane: Lane) -> _Entry | None:
-        while lane.heap:
-            entry = lane.heap[0]
-            known = self._waiting.get(entry[3])
-            if known is not None and known[1] is entry:
+    def _next(self, rounds: list[tuple[_Share, Entry, Choice]], lane: Lane, tenant: str, choice: Choice) -> None:
+        head = self._head(lane, tenant)
+        if head is None:
+            heapq.heappop(rounds)
+        else:
+            heapq.heapreplace(rounds, (self._share(tenant), head, choice))
+
+    def _head(self, lane: Lane, tenant: str) -> Entry | None:
+        heap = lane.heaps[tenant]
+        while heap:
+            entry = heap[0]
+            if self._waiting.get(entry[5]) is entry:
                 return entry
-            heapq.heappop(lane.heap)
+            self._leave(heapq.heappop(heap))
+            if entry[6].key:
+                self.freed(entry[6].key)
+        del lane.heaps[tenant]
         return None
 
-    @staticmethod
-    def _least_loaded(able: list[tuple[float, str, Member]], free: dict[str, int]) -> Member | None:
-        """Take one slot of the least loaded member; loads that another lane has changed are looked at again."""
-        while able:
-            load, name, member = able[0]
-            slots = free[name]
-            if slots <= 0:
-                heapq.heappop(able)
-                continue
-            now = 1 - slots / member.capacity
-            if now > load:
-                heapq.heapreplace(able, (now, name, member))
-                continue
-            free[name] = slots - 1
-            heapq.heapreplace(able, (1 - (slots - 1) / member.capacity, name, member))
-            return member
-        return None
+    # --- fairness ---
+
+    def _share(self, tenant: str) -> _Share:
+        """What a tenant has got of the slots for its weight, now and in the long run (start-time fair queueing)."""
+        if len(self._backlog) < 2:
+            return (0.0, 0.0)
+        use = self._state.tenants.get(tenant)
+        slots = (use.slots if use is not None else 0) + self._taken.get(tenant, 0)
+        return (slots / self._weight(tenant), self._served.get(tenant, 0.0))
+
+    def _weight(self, tenant: str) -> float:
+        policy = self._tenants.get(tenant)
+        return policy.weight if policy is not None else 1.0
+
+    def _serve(self, tenant: str, cost: float) -> None:
+        self._reached = max(self._reached, self._served.get(tenant, 0.0))
+        self._served[tenant] = self._served.get(tenant, 0.0) + max(1.0, cost) / self._weight(tenant)
+        self._taken[tenant] = self._taken.get(tenant, 0) + 1
+
+    def settle(self, tenant: str, key: str) -> None:
+        """The fold has the slot that was given to a task of this tenant and key, or it came to nothing."""
+        left = self._taken[tenant] - 1
+        if left:
+            self._taken[tenant] = left
+        else:
+            del self._taken[tenant]
+        if key:
+            self._keys.settle(key)
+            self.freed(key)
+
+    def _is_at_bound(self, tenant: str) -> bool:
+        policy = self._tenants.get(tenant)
+        if policy is None or not policy.slots_max:
+            return False
+        use = self._state.tenants.get(tenant)
+        return (use.slots if use is not None else 0) + self._taken.get(tenant, 0) >= policy.slots_max

@@ -9,23 +9,41 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from swarmd.core.budgets import NO_LIMIT, names_of, offer
-from swarmd.core.events import Assigned, Event, Submitted
-from swarmd.core.placement import Queue
+from swarmd.core.events import Assigned, Event, Submitted, Why
+from swarmd.core.hedging import Hedging
+from swarmd.core.keys import Keys
+from swarmd.core.placement import Place, Queue
+from swarmd.core.policies import policy_of, process_of
 
 if TYPE_CHECKING:
     from swarmd.core.health import Links
-    from swarmd.core.state import Member, SwarmState, Task
+    from swarmd.core.office import LeaderSettings
+    from swarmd.core.placement import Placed
+    from swarmd.core.quarantine import Wards
+    from swarmd.core.state import Attempt, Member, SwarmState, Task
+
+
+class _Overlay(Struct, frozen=True):
+    """A placement that is not folded; `place` is None for a hedge."""
+
+    member: str
+    epoch: int
+    place: Place | None
 
 
 class Placing:
     """Decides for one leader in one office."""
 
-    def __init__(self, state: SwarmState) -> None:
-        self._state = state
-        self._queue = Queue()
+    def __init__(self, state: SwarmState, settings: LeaderSettings, wards: Wards) -> None:
+        self._state, self._wards = state, wards
+        self._queue = Queue(state, Keys(settings.keys, state.keys), settings.tenants, settings.placement.ageing_ms)
+        self._policy = policy_of(settings.placement, state)
+        self.hedging = Hedging(state, settings.placement)
         self._fresh: dict[str, Submitted] = {}
-        self._placed: dict[str, tuple[str, int]] = {}
+        self._placed: dict[str, _Overlay] = {}
         self._taken: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -36,6 +54,8 @@ class Placing:
     def overlays(self) -> dict[str, int]:
         """Slots held by placements that are not folded yet, by member."""
         return self._taken
+
+    # --- who waits ---
 
     def propose(self, task_id: str, fact: Submitted) -> None:
         """A submission of the commit that is being made."""
@@ -55,52 +75,152 @@ class Placing:
         """A queued task waits for a slot, unless one is promised to it already."""
         if task.id not in self._placed:
             self._queue.push(task)
+        self.freed(task)
 
-    def ended(self, task_id: str) -> None:
-        self._queue.discard(task_id)
+    def ended(self, task: Task) -> None:
+        """The task wants no slot any more."""
+        self._queue.discard(task.id)
+        self.freed(task)
+
+    def freed(self, task: Task) -> None:
+        """The task may have given back a slot: others with its concurrency key may want it."""
+        if task.concurrency_key:
+            self._queue.freed(task.concurrency_key)
+
+    def folded(self, at_ms: int) -> None:
+        """The log has come to this time."""
+        self._queue.log_ms = max(self._queue.log_ms, at_ms)
+
+    def tick(self, now_ms: int) -> None:
+        """Time passes."""
+        self._queue.tick(now_ms)
 
     def settle(self, task_id: str, epoch: int) -> None:
         """A placement was folded or could not be stored: its slot is the state's business now."""
-        member, placed = self._placed.get(task_id, ("", 0))
-        if placed == epoch:
+        overlay = self._placed.get(task_id)
+        if overlay is not None and overlay.epoch == epoch:
             del self._placed[task_id]
-            self._taken[member] -= 1
-            if not self._taken[member]:
-                del self._taken[member]
+            self._policy.lent.pop(task_id, None)
+            self._taken[overlay.member] -= 1
+            if not self._taken[overlay.member]:
+                del self._taken[overlay.member]
+            if overlay.place is not None:
+                self._queue.settle(overlay.place.tenant, overlay.place.key)
         task = self._state.tasks.get(task_id)
         if task is not None and task.state == "queued":
             self.wait(task)
 
+    # --- who gets what ---
+
     def decide(self, links: Links, limit: int) -> list[Event]:
         """Give waiting tasks to free slots of reachable members; up to `limit` events."""
-        if not len(self._queue):
+        if not len(self._queue) and not self.hedging:
             return []
-        state, taken, events = self._state, self._taken, list[Event]()
-        members = [m for m in state.members.values() if m.capacity and links.reachable(m)]
-        free = {m.id: m.capacity - len(m.running) - taken.get(m.id, 0) for m in members}
-        for task_id, member in self._queue.place(members, free, limit):
-            fact = self._assignment(task_id, member)
+        events = list[Event]()
+        members, free = self._slots(links)
+        if self.hedging:
+            self._hedge(members, free, events)
+        for placed in self._queue.place(members, free, limit, self._policy):
+            task_id, member, _, place = placed
+            fact = self._assignment(placed)
             if fact is None or task_id in self._placed:
-                continue  # gone, or an earlier placement is still on its way: it waits again after that
-            self._placed[task_id] = (member.id, fact.epoch)
-            taken[member.id] = taken.get(member.id, 0) + 1
+                # Gone, or an earlier placement is still on its way: it waits again after that.
+                self._queue.settle(place.tenant, place.key)
+                continue
+            if place.lane.suspect:
+                self._policy.lent[task_id] = process_of(member)
+            self._take(task_id, member, fact, place)
             events.append(Event(task_id, fact))
         return events
 
-    def _assignment(self, task_id: str, member: Member) -> Assigned | None:
+    def _slots(self, links: Links) -> tuple[list[Member], dict[str, int]]:
+        """The members that can be given something, and how much."""
+        members: list[Member] = []
+        taken, free = self._taken, dict[str, int]()
+        for member in self._state.members.values():
+            if not member.capacity or not links.reachable(member):
+                continue
+            slots = member.capacity - len(member.running) - taken.get(member.id, 0)
+            if member.quarantined:
+                slots = min(slots, self._wards.slots(member, taken.get(member.id, 0)))
+                if slots <= 0:
+                    continue
+            members.append(member)
+            free[member.id] = slots if self._policy.late else 1
+        return members, free
+
+    def _take(self, task_id: str, member: Member, fact: Assigned, place: Place | None) -> None:
+        self._placed[task_id] = _Overlay(member.id, fact.epoch, place)
+        self._taken[member.id] = self._taken.get(member.id, 0) + 1
+        if member.quarantined:
+            self._wards.probed(member)
+
+    def _hedge(self, members: list[Member], free: dict[str, int], events: list[Event]) -> None:
+        """Second attempts for those that take too long, on slots that are free now."""
+        for task, attempt in self.hedging.wanted():
+            if task.id in self._placed:
+                continue
+            member = self._other_member(task, attempt, members, free)
+            if member is None:
+                self.hedging.put_off(task, attempt)
+                continue
+            free[member.id] -= 1
+            fact = Assigned(term=self._state.term, epoch=task.epoch + 1, member=member.id)
+            fact.why = Why("hedge", sum(slots > 0 for slots in free.values()) + 1)
+            self._grant(fact, task, member)
+            self._take(task.id, member, fact, None)
+            self.hedging.spent()
+            events.append(Event(task.id, fact))
+
+    @staticmethod
+    def _other_member(task: Task, attempt: Attempt, members: list[Member], free: dict[str, int]) -> Member | None:
+        """The least loaded other member that could run the task as well."""
+
+        def suits(member: Member) -> bool:
+            return (
+                free[member.id] > 0
+                and member.id != attempt.member
+                and task.agent in member.idempotent
+                and task.version in member.runs(task.agent)
+                and not member.quarantined
+                and all(member.labels.get(name) == value for name, value in task.requires.items())
+            )
+
+        def load(member: Member) -> float:
+            return len(member.running) / member.capacity
+
+        return min((member for member in members if suits(member)), key=load, default=None)
+
+    def _assignment(self, placed: Placed) -> Assigned | None:
         """The placement, with a slice of what its budgets have left; the fold says what it may have of that."""
         state = self._state
+        task_id, member, choice, place = placed
         task = state.tasks.get(task_id)
         wanted = task or self._fresh.get(task_id)
         if wanted is None:
             return None
-        fact = Assigned(term=state.term, epoch=task.epoch + 1 if task else 1, member=member.id)
-        own = NO_LIMIT if task else wanted.budget
-        if state.accounts or own != NO_LIMIT:
-            names = names_of(state.accounts, task.draws if task else (), wanted.tenant)
-            fact.grant = offer(state.accounts, names, own, child=member.kind == "swarm")
+        rule = "probe" if member.quarantined else choice.rule
+        waited_ms = max(0, self._queue.log_ms - place.queued_ms)
+        fact = Assigned(
+            term=state.term,
+            epoch=task.epoch + 1 if task else 1,
+            member=member.id,
+            why=Why(rule, choice.free, waited_ms, choice.expected_ms),
+        )
+        self._grant(fact, wanted, member)
         return fact
+
+    def _grant(self, fact: Assigned, wanted: Task | Submitted, member: Member) -> None:
+        state = self._state
+        own, draws = (wanted.budget, ()) if isinstance(wanted, Submitted) else (NO_LIMIT, wanted.draws)
+        if state.accounts or own != NO_LIMIT:
+            names = names_of(state.accounts, draws, wanted.tenant)
+            fact.grant = offer(state.accounts, names, own, child=member.kind == "swarm")
 
     def waiting(self) -> dict[str, int]:
         """How many tasks wait for each agent."""
         return self._queue.waiting()
+
+    def is_blocked(self, task_id: str) -> bool:
+        """Whether a waiting task is held up by its concurrency key."""
+        return self._queue.is_blocked(task_id)

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from swarmd.core.events import Fact
     from swarmd.core.state import Task, Wait
 
-Kind = Literal["deadline", "retry", "due", "wait"]
+Kind = Literal["deadline", "retry", "due", "wait", "late"]
 
 
 class Timer(Struct, frozen=True):
-    """Something that is due for a task; `epoch` is the attempt that a retry follows, `key` names a wait."""
+    """Something that is due for a task; `epoch` is the attempt that is late or that a retry follows, `key` a wait."""
 
     kind: Kind
     task: str
@@ -57,6 +57,10 @@ class Timers:
     def retry(self, task: Task, at_ms: int) -> None:
         """Another attempt at `at_ms`."""
         self._add(at_ms, Timer("retry", task.id, task.epoch))
+
+    def late(self, task: Task, epoch: int, at_ms: int) -> None:
+        """An attempt that still runs at `at_ms` is late."""
+        self._add(at_ms, Timer("late", task.id, epoch))
 
     def again(self, fact: Fact, task: Task, now_ms: int) -> None:
         """What was due did not come about: the fold did not take `fact`, or it could not be stored."""

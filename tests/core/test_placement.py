@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
+from swarmd.core.keys import KeyPolicy, Keys
 from swarmd.core.placement import Queue
-from swarmd.core.state import Member, Task
+from swarmd.core.policies import Pull
+from swarmd.core.state import Member, SwarmState, Task
 
 
 def task(name: str, seq: int, agent: str = "a", priority: int = 0, **requires: str) -> Task:
@@ -20,12 +22,17 @@ def member(name: str, agents: str = "a", capacity: int = 1, **labels: str) -> Me
     return Member(name, "node", "worker", "w", "b", list(agents), capacity, labels=labels)
 
 
+def empty(**keys: KeyPolicy) -> Queue:
+    state = SwarmState("s")
+    return Queue(state, Keys(keys, state.keys), {})
+
+
 def placed(tasks: list[Task], members: list[Member], limit: int = 1_000) -> list[tuple[str, str]]:
-    queue = Queue()
+    queue = empty()
     for one in tasks:
         queue.push(one)
     free = {one.id: one.capacity - len(one.running) for one in members}
-    return [(name, chosen.id) for name, chosen in queue.place(members, free, limit)]
+    return [(name, chosen.id) for name, chosen, *_ in queue.place(members, free, limit, Pull(SwarmState("s")))]
 
 
 any_tasks = st.lists(
@@ -93,12 +100,13 @@ def test_work_goes_to_the_least_loaded_member() -> None:
 
 
 def test_a_task_that_waits_no_more_is_skipped_and_may_wait_again() -> None:
-    queue = Queue()
+    queue = empty()
     first, second = task("t", 1), task("t", 5, "b")
     queue.push(first)
     queue.push(first)
     assert (len(queue), queue.waiting()) == (1, {"a": 1})
     queue.discard("t")
     queue.push(second)
-    assert [name for name, _ in queue.place([member("m", "ab", 5)], {"m": 5}, 9)] == ["t"]
+    pull = Pull(SwarmState("s"))
+    assert [name for name, *_ in queue.place([member("m", "ab", 5)], {"m": 5}, 9, pull)] == ["t"]
     assert (len(queue), queue.waiting()) == (0, {})
