@@ -284,7 +284,13 @@ class Intake(Protocol):
 class Lease(Protocol):
     """Who should lead: a hint with a time to live. The term in the log is the fence."""
 
-    async def acquire(self) -> bool: ...
+    async def look(self) -> int:
+        """A mark of the lease as it is held now; 0 when nobody holds it."""
+        ...
+
+    async def acquire(self, mark: int = 0) -> bool:
+        """Take it if nobody holds it, or if it still has the `mark` of a holder that is known to be gone."""
+        ...
 
     async def renew(self) -> bool: ...
 

@@ -209,12 +209,13 @@ def _orchestrator(swarms: Sequence[str], memories: Sequence[str]) -> Rules:
         "swarm.{}.log.orchestrator.>",
         "swarm.{}.dispatch.>",
         "swarm.{}.beat",
+        "swarm.{}.leader",
         "swarm.{}.lease",
         "swarm.{}.blob.>",
         "swarm.{}.snap",
         "swarm.{}.reply.>",
     )
-    subscribe = _each(swarms, "swarm.{}.ctl.>", "swarm.{}.health.>", "swarm.{}.beat")
+    subscribe = _each(swarms, "swarm.{}.ctl.>", "swarm.{}.health.>", "swarm.{}.beat", "swarm.{}.leader")
     return [*publish, *_own(*streams), "$JS.API.INFO", *_inboxes()], subscribe
 
 

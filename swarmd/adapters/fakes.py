@@ -261,8 +261,11 @@ class FakeLease:
                 return holder
         return ""
 
-    async def acquire(self) -> bool:
-        if self._held_by():
+    async def look(self) -> int:
+        return self._board.get(self._held_by(), 0)
+
+    async def acquire(self, mark: int = 0) -> bool:
+        if await self.look() != mark:
             return False
         return self._take()
 
@@ -270,8 +273,9 @@ class FakeLease:
         return self._take() if self._held_by() == self._holder else False
 
     def _take(self) -> bool:
+        former = max(self._board.values(), default=0)
         self._board.clear()
-        self._board[self._holder] = self._clock.now_ms() + LEASE_TTL_MS
+        self._board[self._holder] = max(self._clock.now_ms() + LEASE_TTL_MS, former + 1)  # it is the mark as well
         return True
 
     async def release(self) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from swarmd.adapters.nats_bus import NatsBus
 
 TTL_S: Final = 2
+_NO_MESSAGE: Final = 10037
 _WRONG_LAST_SEQUENCE: Final = (10071, 10164)
 
 
@@ -37,9 +38,20 @@ class NatsLease:
         lease._subject, lease._stream = subjects.memory_lease(memory), subjects.memory_lease_stream(memory)
         return lease
 
-    async def acquire(self) -> bool:
-        """Take the lease if nobody holds it. Raises `Fault` when the broker does not answer."""
-        return await self._write(0)
+    async def look(self) -> int:
+        """The sequence of the lease as it is held now, 0 when nobody holds it. Raises `Fault`."""
+        body = msgspec.json.encode({"last_by_subj": self._subject})
+        try:
+            found = await self._bus.api(f"STREAM.MSG.GET.{self._stream}", body, 1_000)
+        except ApiRefused as error:
+            if error.code == _NO_MESSAGE:
+                return 0
+            raise Fault("broker_error", f"lease {self._subject}: {error}") from None
+        return int(found["message"]["seq"])
+
+    async def acquire(self, mark: int = 0) -> bool:
+        """Take the lease if nobody holds it, or if it still has this mark. Raises `Fault` if the broker is silent."""
+        return await self._write(mark)
 
     async def renew(self) -> bool:
         """Extend the lease; False when it was lost."""

@@ -79,6 +79,11 @@ def beat(swarm: str) -> str:
     return f"swarm.{swarm}.beat"
 
 
+def incumbent(swarm: str) -> str:
+    """Where only the holder of the leader's lease listens, and never answers."""
+    return f"swarm.{swarm}.leader"
+
+
 def event(swarm: str, task: str, kind: str) -> str:
     return f"swarm.{swarm}.event.{task}.{kind}"
 

@@ -25,6 +25,7 @@ from swarmd.roles.leader_gauges import show_leader
 from swarmd.roles.replica import Follower, Rewound, agrees
 from swarmd.roles.requests import Requests
 from swarmd.roles.stores import StoreWatch
+from swarmd.roles.succession import Succession
 from swarmd.roles.writer import LogWriter, sign
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ class Orchestrator:
         self._target = 0
         self._stores = StoreWatch(self.leader, ports.clock, ports.probe, ports.meter)
         self._requests = Requests(self.leader, ports.log, ports.clock, ports.entropy, self._changed)
+        self._succession = Succession(self._swarm, ports.bus, ports.lease, ports.clock, ports.probe)
+        self._holding = self._draining = False
         self._paying: set[OwedOutcome] = set()
         self._sending = asyncio.Lock()
         self._group: asyncio.TaskGroup
@@ -109,6 +112,7 @@ class Orchestrator:
         """Follow, campaign and lead until cancelled. Raises `Rewound` when the log is not the one that was folded."""
         self._target = await self._ports.log.last_seq()
         health = await self._ports.bus.subscribe(subjects.health(self._swarm, "*", "*"), self._on_health)
+        beats = await self._ports.bus.subscribe(subjects.beat(self._swarm), self._succession.on_beat)
         try:
             async with asyncio.TaskGroup() as self._group:
                 self._requests.group = self._group
@@ -120,20 +124,26 @@ class Orchestrator:
                 self._group.create_task(self._campaign())
         finally:
             await health.close()
+            await beats.close()
 
     async def drain(self) -> None:
         """Hand over leadership at once; call it before cancelling `run`."""
-        if self.leader.leading:
-            self.leader.resign()
-            await self._emit()  # whoever waits for an answer is told to ask again
-            try:
-                await self._ports.lease.release()
-            except Fault as error:  # it runs out by itself
-                self._ports.probe.trouble("lease", error)
+        self._draining = True
+        if not self._holding:
+            return
+        self.leader.resign()
+        await self._emit()  # whoever waits for an answer is told to ask again
+        try:
+            await self._ports.lease.release()
+        except Fault as error:  # it runs out by itself
+            self._ports.probe.trouble("lease", error)
+            return
+        await self._beat("")
 
     async def reconnected(self) -> None:
         """The broker came back: everyone gets a fresh lease, and the log must still be the one that was folded."""
         self.leader.links.renew_all(self._ports.clock.now_ms())
+        self._succession.reconnected()
         state = self.leader.state
         seq, message_id = state.seq, state.message_id
         probe = SwarmState(self._swarm, seq=seq, message_id=message_id)
@@ -173,25 +183,24 @@ class Orchestrator:
 
     async def _campaign(self) -> None:
         """Want the lease; while it is held, lead."""
-        lease, clock, probe = self._ports.lease, self._ports.clock, self._ports.probe
         await self._caught_up.wait()
-        while True:
+        while not self._draining:
             try:
-                held = await lease.acquire()
+                self._holding = await self._ports.lease.acquire(await self._succession.orphaned())
             except Fault as error:
-                probe.trouble("lease", error)
-                held = False
-            if held:
+                self._ports.probe.trouble("lease", error)
+            if self._holding:
                 await self._lead()
-            await clock.sleep(300)
+            await self._succession.wait()
 
     async def _lead(self) -> None:
         """Hold the lease: campaign, serve while leading, until the lease or the leadership is gone."""
+        present = await self._ports.bus.subscribe(subjects.incumbent(self._swarm), lambda _: None)
         term, election = self._run_for_office()
         serving: _Service | None = None
         renewed_ms = self._ports.clock.now_ms()
         try:
-            while True:
+            while not self._draining:
                 self._led.clear()
                 if self.leader.leading and serving is None:
                     serving = await self._serve()
@@ -200,13 +209,15 @@ class Orchestrator:
                 elif serving is None and (self.leader.state.term >= term or self._is_void(election)):
                     term, election = self._run_for_office()  # somebody else's term was stored first, or ours was not
                 await self._wait_folded(RENEW_MS)
-                if self._ports.clock.now_ms() - renewed_ms >= RENEW_MS:
+                if self._ports.clock.now_ms() - renewed_ms >= RENEW_MS and not self._draining:
                     renewed_ms = self._ports.clock.now_ms()
                     if not await self._renew():
                         return
         finally:
+            self._holding = False
             self.leader.resign()
             self._emit_wanted.set()
+            await present.close()
             if serving is not None:
                 await serving.end()
 
@@ -269,9 +280,12 @@ class Orchestrator:
             self._emit_wanted.set()
             if now - beat_at_ms >= BEAT_MS:
                 beat_at_ms = now
-                state = self.leader.state
-                beat = Beat(state.term, state.seq, self._writer_name)
-                await self._publish(subjects.beat(self._swarm), msgspec.json.encode(beat))
+                await self._beat(self._writer_name)
+
+    async def _beat(self, name: str) -> None:
+        """The leader's beacon; without a name it is the last one."""
+        beat = Beat(self.leader.state.term, self.leader.state.seq, name)
+        await self._publish(subjects.beat(self._swarm), msgspec.json.encode(beat))
 
     async def _probe(self, key: LinkKey) -> None:
         """Ask whether anybody listens to a silent process' dispatch: batch 0 is none, whoever gets it ignores it."""

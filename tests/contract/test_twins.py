@@ -167,6 +167,21 @@ async def test_one_holds_the_lease_until_it_lapses_or_lets_go(kit: Kit) -> None:
     assert not await second.renew()
 
 
+async def test_a_lease_is_taken_over_from_a_holder_that_is_gone_by_one_of_those_who_try(kit: Kit) -> None:
+    gone, quick, slow = (kit.lease(holder) for holder in ("gone", "quick", "slow"))
+    assert await gone.look() == 0
+    assert await gone.acquire()
+    mark = await quick.look()
+    assert mark == await slow.look() > 0
+    assert await quick.acquire(mark)
+    assert not await slow.acquire(mark)
+    assert not await gone.renew()
+    assert await quick.renew()
+    await kit.wait(2_600)
+    assert not await slow.acquire(mark)
+    assert await slow.look() == 0
+
+
 async def test_the_fake_clock_wakes_sleepers_in_order() -> None:
     clock, woken = FakeClock(1_000), list[tuple[str, int]]()
 
