@@ -48,6 +48,13 @@ class _Reader:
         state = await stream_state(self.bus, subjects.log_stream(self.swarm))
         return int(state["first_seq"]), int(state["last_seq"])
 
+    async def whole(self) -> int:
+        """The last sequence of a log that holds its first. Raises `Rejected("no_stream" | "log_trimmed")`."""
+        first, last = await self.ends()
+        if first > 1:
+            raise Rejected("log_trimmed", f"the log of swarm {self.swarm} starts at {first}: it cannot be folded whole")
+        return last
+
     async def commits(self, after: int, upto: int) -> AsyncIterator[Commit | Garbage]:
         async for records in self.log.scan(after, upto):
             for record in records:
@@ -65,6 +72,13 @@ async def _reading(nats: NatsSettings, swarm: str) -> AsyncIterator[_Reader]:
         yield _Reader(NatsBus(client), check_name("swarm", swarm))
     finally:
         await disconnect(client)
+
+
+async def commits(nats: NatsSettings, swarm: str) -> AsyncIterator[Commit | Garbage]:
+    """The whole log, decoded. Raises `Rejected("no_stream" | "log_trimmed")`."""
+    async with _reading(nats, swarm) as reader:
+        async for commit in reader.commits(0, await reader.whole()):
+            yield commit
 
 
 # --- show ------------------------------------------------------------------------------------------
@@ -217,9 +231,7 @@ async def verify(nats: NatsSettings, swarm: str) -> dict[str, Any]:
     async with _reading(nats, swarm) as reader:
         status, leader = await _status(reader)
         snapshots = await _snapshots(reader)
-        first, last = await reader.ends()
-        if first > 1:
-            raise Rejected("log_trimmed", f"the log of swarm {swarm} starts at {first}: it cannot be folded whole")
+        last = await reader.whole()
         replayed = await _replayed(reader, last, status)
         found = [f"the leader at sequence {status.seq}: {one}" for one in replayed.at_status] if status else []
         for saved in snapshots:

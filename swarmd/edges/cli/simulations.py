@@ -9,6 +9,8 @@ from swarmd.edges.cli import flags
 if TYPE_CHECKING:
     import argparse
 
+    from swarmd.edges.simulate.shapes import Workload
+
 
 def add(commands: flags.Commands) -> None:
     """Its parser; names of workloads and policies are checked when it runs, so that no help needs the core."""
@@ -17,6 +19,7 @@ def add(commands: flags.Commands) -> None:
     parser.add_argument(
         "--workload", action="append", metavar="NAME", help="which, repeated or by commas (default: all)"
     )
+    parser.add_argument("--log", default="", metavar="DIR", help="replay the log in this data directory instead")
     parser.add_argument("--policy", action="append", metavar="NAME", help="which ones (a,b; default: all)")
     parser.add_argument("--seeds", type=int, default=None, metavar="N", help="how many (default: 5)")
     parser.add_argument("--first-seed", type=int, default=1, metavar="SEED", help="count from here (default: 1)")
@@ -30,5 +33,24 @@ def add(commands: flags.Commands) -> None:
 def _simulate(args: argparse.Namespace) -> int:
     from swarmd.edges.simulate.command import run
 
-    print(run(args, flags.wants_json(args)))
+    print(run(args, flags.wants_json(args), _recorded(args)))
     return flags.OK
+
+
+def _recorded(args: argparse.Namespace) -> Workload | None:
+    """What the log holds that the flags name; None when they name none."""
+    if not args.log and not any(hasattr(args, flag) for flag in ("nats", "swarm", "data")):
+        return None
+    import asyncio
+
+    from swarmd.core.errors import Rejected
+    from swarmd.edges.cli.session import note
+    from swarmd.edges.simulate.logs import read_log
+
+    if args.workload:
+        raise Rejected("bad_usage", "give either --workload or a log (--log, --nats, --data, --swarm), not both")
+    swarm = flags.swarm_of(args)
+    recording = asyncio.run(read_log(flags.settings_of(args), swarm, args.log))
+    workload = recording.workload()
+    note(f"{len(workload.jobs)} tasks of swarm {swarm}; {recording.left_out()} without a result are left out")
+    return workload

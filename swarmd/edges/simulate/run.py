@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from msgspec import structs
+
 from swarmd.core.errors import Rejected
 from swarmd.core.office import LeaderSettings
+from swarmd.core.policies import PlacementSettings
 from swarmd.edges.simulate.results import Result, measured
 from swarmd.edges.simulate.swarm import Swarm
 from swarmd.edges.simulate.workloads import generate
@@ -13,7 +16,8 @@ from swarmd.edges.simulate.workloads import generate
 if TYPE_CHECKING:
     from swarmd.edges.simulate.shapes import Workload
 
-POLICIES: Final = ("pull",)
+#: Early binding first, ours last.
+POLICIES: Final = ("random", "round-robin", "power-of-two", "least-loaded", "pull", "adaptive")
 
 
 def simulate(
@@ -35,7 +39,9 @@ def simulate(
 
 
 def settings_of(policy: str, seed: int) -> LeaderSettings:
-    """What a leader with this policy is set up with. Raises `Rejected("bad_usage")`."""
+    """What a leader with this policy is set up with; only `adaptive` hedges. Raises `Rejected("bad_usage")`."""
     if policy not in POLICIES:
         raise Rejected("bad_usage", f"no policy {policy!r}: choose one of {', '.join(POLICIES)}")
-    return LeaderSettings()
+    defaults = PlacementSettings()
+    share = defaults.hedge_share if policy == "adaptive" else 0.0
+    return LeaderSettings(placement=structs.replace(defaults, policy=policy, seed=seed, hedge_share=share))
