@@ -16,7 +16,7 @@ from msgspec import Struct
 from swarmd.core.detector import Detector, DetectorSettings
 from swarmd.core.ids import swarm_member
 from swarmd.core.link import Sender
-from swarmd.core.wire import Dispatch, Heartbeat, Item, Rejoin, Report, Start, Stop
+from swarmd.core.wire import Dispatch, Heartbeat, Item, Load, Rejoin, Replaced, Report, Start, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +82,10 @@ class Link:
 
 
 class Links:
-    """All links of a leader, the one longest unheard first. Time is handed in; nothing is sent from here."""
+    """All links of a leader, the one longest unheard first. Time is handed in; nothing is sent from here.
+
+    `recallable` are the attempts that nobody has begun in a child swarm, by member, as far as there are any.
+    """
 
     def __init__(self, settings: HealthSettings) -> None:
         self._settings, self._detector = settings, settings.detector()
@@ -91,11 +94,14 @@ class Links:
         self._links: OrderedDict[LinkKey, Link] = OrderedDict()
         self._of_member: dict[str, Link] = {}
         self._dirty: dict[LinkKey, Link] = {}
+        self._loads: dict[str, Load] = {}
+        self.recallable: dict[str, list[Pair]] = {}
 
     def take_office(self, state: SwarmState, now_ms: int) -> None:
         """A new term: forget the old numbering, ask every process what it runs, and give it a full lease."""
         self._term = state.term
         self._links, self._of_member, self._dirty = OrderedDict(), {}, {}
+        self._loads, self.recallable = {}, {}
         self._distrust(now_ms)
         for member in state.members.values():
             self.offered(member, now_ms)
@@ -113,8 +119,7 @@ class Links:
     def offered(self, member: Member, now_ms: int) -> None:
         """A member joined, or another process speaks for it now: it has a lease from here on."""
         key = (member.role, member.writer, member.boot)
-        former = self._of_member.get(member.id)
-        self.gone(member)
+        former = self._detach(member)
         link = self._links.get(key) or self._open(key, 0, now_ms, Report())
         link.detector.excuse(now_ms)
         link.refusals = 0
@@ -127,15 +132,33 @@ class Links:
             for item in former.sender.in_flight():
                 if isinstance(item, Stop):
                     self._queue(link, item)
+            self._forget_load(member)
         link.members[member.id] = member
         link.lost = False
         self._of_member[member.id] = link
 
     def gone(self, member: Member) -> None:
         """A member left, was lost, or moved to another process."""
+        self._detach(member)
+        self._forget_load(member)
+
+    def _detach(self, member: Member) -> Link | None:
         link = self._of_member.pop(member.id, None)
         if link is not None:
             link.members.pop(member.id, None)
+        return link
+
+    def _forget_load(self, member: Member) -> None:
+        self._loads.pop(member.id, None)
+        self.recallable.pop(member.id, None)
+
+    def load(self, member_id: str) -> Load | None:
+        """What a child swarm said last of its load; None for a worker node, and for a child that has not said yet."""
+        return self._loads.get(member_id)
+
+    def has_loads(self) -> bool:
+        """Whether any child swarm has said what it has to do."""
+        return bool(self._loads)
 
     def send(self, member: Member, item: Item) -> None:
         """Queue an item for the member's process; `flush` makes batches of them."""
@@ -160,6 +183,8 @@ class Links:
         self._alive(link, now_ms)
         if beat.seq <= state.seq and self._homeless(link, beat, state) and not link.asked(Rejoin):
             self._queue(link, Rejoin())
+        if beat.role == "delegate" and beat.seq <= state.seq:
+            self._heard_of_child(link, beat)
         if beat.term != self._term or beat.ack < link.sender.acked:
             return
         if link.listed is not None and beat.seq < link.listed.seq:
@@ -176,6 +201,18 @@ class Links:
                 self._queue(link, Report())
             if beat.seq <= state.seq:
                 self._count(link, sum(beat.running.values()))
+
+    def _heard_of_child(self, link: Link, beat: Heartbeat) -> None:
+        """A delegate's heartbeat: of its child's load, unless another one speaks for that child by now."""
+        child = swarm_member(beat.writer)
+        speaker = self._of_member.get(child)
+        if speaker is link and child in beat.load:
+            self._loads[child] = beat.load[child]
+            self.recallable.pop(child, None)
+            if beat.recallable:
+                self.recallable[child] = beat.recallable
+        elif speaker is not None and speaker is not link and not speaker.lost and not link.asked(Replaced):
+            self._queue(link, Replaced(child))
 
     def _acknowledge(self, link: Link, ack: int) -> None:
         link.sender.acknowledge(ack)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from swarmd.core.events import Submitted
     from swarmd.core.keys import Keys
@@ -237,8 +237,18 @@ class Queue:
 
     # --- who is next ---
 
-    def place(self, members: list[Member], free: dict[str, int], limit: int, policy: Policy) -> Iterator[Placed]:
-        """Up to `limit` placements, best first; `free` (member → slots) is used up on the way."""
+    def place(
+        self,
+        members: list[Member],
+        free: dict[str, int],
+        limit: int,
+        policy: Policy,
+        full: Mapping[str, Collection[str]],
+    ) -> Iterator[Placed]:
+        """Up to `limit` placements, best first; `free` (member → slots) is used up on the way.
+
+        `full` are agents for which a member has none of its free slots, by member.
+        """
         rounds: list[tuple[_Share, Entry, Choice]] = []
         for key, lane in list(self._lanes.items()):
             choice: Choice | None = None
@@ -247,7 +257,8 @@ class Queue:
                 if head is None:
                     continue
                 if choice is None:
-                    choice = policy.choice(lane, members, free, self.log_ms)
+                    fit = [m for m in members if lane.agent not in full.get(m.id, ())] if full else members
+                    choice = policy.choice(lane, fit, free, self.log_ms)
                     if choice is None:
                         break
                 rounds.append((self._share(tenant), head, choice))

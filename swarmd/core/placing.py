@@ -17,6 +17,7 @@ from swarmd.core.hedging import Hedging
 from swarmd.core.keys import Keys
 from swarmd.core.placement import Place, Queue
 from swarmd.core.policies import policy_of, process_of
+from swarmd.core.sharing import free_slots, line_slots
 
 if TYPE_CHECKING:
     from swarmd.core.health import Links
@@ -117,10 +118,20 @@ class Placing:
         if not len(self._queue) and not self.hedging:
             return []
         events = list[Event]()
-        members, free = self._slots(links)
+        members, free, full = self._slots(links)
         if self.hedging:
             self._hedge(members, free, events)
-        for placed in self._queue.place(members, free, limit, self._policy):
+        self._place(members, free, limit, full, events)
+        if len(self._queue) and links.has_loads():
+            lines = self._lines(links)
+            members = [member for member in members if member.id in lines]
+            self._place(members, lines, limit - len(events), {}, events)
+        return events
+
+    def _place(
+        self, members: list[Member], free: dict[str, int], limit: int, full: dict[str, list[str]], events: list[Event]
+    ) -> None:
+        for placed in self._queue.place(members, free, limit, self._policy, full):
             task_id, member, _, place = placed
             fact = self._assignment(placed)
             if fact is None or task_id in self._placed:
@@ -131,23 +142,37 @@ class Placing:
                 self._policy.lent[task_id] = process_of(member)
             self._take(task_id, member, fact, place)
             events.append(Event(task_id, fact))
-        return events
 
-    def _slots(self, links: Links) -> tuple[list[Member], dict[str, int]]:
-        """The members that can be given something, and how much."""
+    def _slots(self, links: Links) -> tuple[list[Member], dict[str, int], dict[str, list[str]]]:
+        """The members that can be given something, how much, and the agents for which child swarms have no slot."""
         members: list[Member] = []
-        taken, free = self._taken, dict[str, int]()
+        taken, free, full = self._taken, dict[str, int](), dict[str, list[str]]()
         for member in self._state.members.values():
             if not member.capacity or not links.reachable(member):
                 continue
             slots = member.capacity - len(member.running) - taken.get(member.id, 0)
+            if member.kind == "swarm":
+                load = links.load(member.id)
+                slots = free_slots(member, load, taken.get(member.id, 0))
+                if load is not None and load.full:
+                    full[member.id] = load.full
             if member.quarantined:
                 slots = min(slots, self._wards.slots(member, taken.get(member.id, 0)))
                 if slots <= 0:
                     continue
             members.append(member)
             free[member.id] = slots if self._policy.late else 1
-        return members, free
+        return members, free, full
+
+    def _lines(self, links: Links) -> dict[str, int]:
+        """For what finds no free slot anywhere: how many more may wait in child swarms that have none either."""
+        taken, lines = self._taken, dict[str, int]()
+        for member in self._state.members.values():
+            if member.kind == "swarm" and links.reachable(member) and not member.quarantined:
+                slots = line_slots(member, links.load(member.id), taken.get(member.id, 0))
+                if slots:
+                    lines[member.id] = slots
+        return lines
 
     def _take(self, task_id: str, member: Member, fact: Assigned, place: Place | None) -> None:
         self._placed[task_id] = _Overlay(member.id, fact.epoch, place)

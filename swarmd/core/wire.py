@@ -84,6 +84,12 @@ class Feedback(Struct, forbid_unknown_fields=True, omit_defaults=True):
     by: str = ""
 
 
+class LoadQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Asks a swarm what it could run, and which of these tasks nobody has begun."""
+
+    tasks: list[str] = field(default_factory=list)
+
+
 class InboxQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Which open questions to list: all, one, those of a task, or those for somebody."""
 
@@ -232,15 +238,23 @@ class TaskStatus(Struct, omit_defaults=True):
 
 
 class Load(Struct, omit_defaults=True):
-    """What a child swarm has to do besides what it was given: tasks that wait there, and slots that are free.
+    """What a child swarm has to do besides what it was given: tasks that wait for a slot, and slots that are free.
 
-    `latency_ms` is how long it took to answer its delegate, `members` how many of its own can be reached.
+    `latency_ms` is how long it took to answer its delegate, `members` how many of its own can be reached. Of the
+    parent's attempts `held` were there when it answered and `waiting` of those had no slot; `slots` are those that
+    the parent may use: the free ones, and those that its attempts hold. Of the agents in `full` none has a free slot,
+    though others have (all are without when `free` is 0). `below` names the child and the swarms that it contains.
     """
 
     queued: int = 0
     free: int = 0
     latency_ms: int = 0
     members: int = 0
+    slots: int = 0
+    held: int = 0
+    waiting: int = 0
+    full: list[str] = field(default_factory=list)
+    below: list[str] = field(default_factory=list)
 
 
 class MemberStatus(Struct, omit_defaults=True):
@@ -262,6 +276,17 @@ class MemberStatus(Struct, omit_defaults=True):
     slowness: dict[str, float] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     load: Load | None = None
+
+
+class SwarmLoad(Struct, omit_defaults=True):
+    """What a swarm can run and has to do; of the tasks asked about, `waiting` are those that nobody has begun."""
+
+    swarm: str
+    agents: list[str]
+    capacity: int
+    load: Load
+    refusing: str = ""
+    waiting: list[str] = field(default_factory=list)
 
 
 class TenantStatus(Struct, omit_defaults=True):
@@ -383,6 +408,12 @@ class Recall(Struct, tag_field="op", tag="recall"):
     epoch: int
 
 
+class Replaced(Struct, tag_field="op", tag="replaced"):
+    """Another process speaks for this child swarm now: two would take it from each other for ever."""
+
+    member: str
+
+
 class Report(Struct, tag_field="op", tag="report"):
     """List every running attempt in a heartbeat, now."""
 
@@ -391,7 +422,7 @@ class Rejoin(Struct, tag_field="op", tag="rejoin"):
     """The log does not know your members: join again."""
 
 
-Item = Start | Stop | ChildDone | WaitDone | Instruct | Grant | Pause | Recall | Report | Rejoin
+Item = Start | Stop | ChildDone | WaitDone | Instruct | Grant | Pause | Recall | Replaced | Report | Rejoin
 
 
 class Dispatch(Struct):
@@ -418,7 +449,8 @@ class Heartbeat(Struct, omit_defaults=True):
     """A process is alive: `ack` is the last dispatch it took in `term`, `seq` its writer's last receipt.
 
     `running` counts attempts per member; `listed` names them all, when asked to. An attempt is
-    listed until its last report is acknowledged. `load` says of child swarms what else they have to do.
+    listed until its last report is acknowledged. `load` says of child swarms what else they have to do, and
+    `recallable` are attempts that wait there and that nobody has begun, some of them if they are many.
     """
 
     role: str
@@ -430,6 +462,7 @@ class Heartbeat(Struct, omit_defaults=True):
     running: dict[str, int]
     listed: list[tuple[str, int]] | None = None
     load: dict[str, Load] = field(default_factory=dict)
+    recallable: list[tuple[str, int]] = field(default_factory=list)
 
 
 class StoreHealth(Struct, omit_defaults=True):

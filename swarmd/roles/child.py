@@ -1,7 +1,8 @@
-"""A child swarm as its delegate sees it: submit, await, cancel and look, over the child's own subjects.
+"""A child swarm as its delegate sees it: look, submit, await, recall and cancel, over the child's own subjects.
 
 Submissions of one moment travel together. Outcomes are pushed to one reply subject that stays the same over the
-delegate's lives; what was missed is asked for. Must not know the parent swarm.
+delegate's lives; what was missed is asked for. A look tells what the child has room for, and which of the tasks that
+it was handed nobody has begun. Must not know the parent swarm.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from swarmd.core import subjects
 from swarmd.core.commands import BATCH_MAX
 from swarmd.core.errors import UNREADABLE, Conflict, Fault, Rejected
 from swarmd.core.events import Failure
-from swarmd.core.wire import Outcome, Receipt, Submission, SwarmStatus, TaskQuery
+from swarmd.core.sharing import Handed
+from swarmd.core.wire import LoadQuery, Outcome, Receipt, Submission, SwarmLoad, TaskQuery
 
 if TYPE_CHECKING:
     from swarmd.ports import Bus, Received, Subscription
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REQUEST_MS: Final = 5_000
+LOOK_MS_MAX: Final = 1_000
 #: Pushed outcomes of short tasks come before this; for longer ones the child is asked, `POLL_MS` at a time.
 FIRST_ASK_MS: Final = 500
 POLL_MS: Final = 5_000
@@ -52,6 +55,7 @@ class ChildSwarm:
         self._waiting: dict[str, asyncio.Future[Outcome]] = {}
         self._submits: Coalescer[Submission, Receipt] = Coalescer(self._submit_all, window_ms=1, items_max=BATCH_MAX)
         self._subscriptions: list[Subscription] = []
+        self._handed = Handed()
 
     async def open(self) -> None:
         """Listen for outcomes. Orchestrators put a prefix before replies, so that clients cannot aim them."""
@@ -62,13 +66,22 @@ class ChildSwarm:
         for subscription in self._subscriptions:
             await subscription.close()
 
-    async def status(self) -> SwarmStatus:
-        """The child as its leader sees it. Raises `Fault` when nobody leads it."""
-        answer = await self._bus.request(subjects.ctl(self.name, "status"), b"", REQUEST_MS)
+    async def look(self) -> SwarmLoad:
+        """What the child can run and has to do, as its parent shall know it. Raises `Fault` when nobody leads it."""
+        asked, loop = self._handed.look(), asyncio.get_running_loop()
+        payload, began = msgspec.json.encode(LoadQuery(asked)), loop.time()
+        answer = await self._bus.request(subjects.ctl(self.name, "load"), payload, LOOK_MS_MAX)
         try:
-            return msgspec.json.decode(answer, type=SwarmStatus)
+            seen = msgspec.json.decode(answer, type=SwarmLoad)
         except UNREADABLE as error:
-            raise Fault("no_status", f"swarm {self.name} gave no status: {error}") from None
+            raise Fault("no_load", f"swarm {self.name} does not say what it has room for: {error}") from None
+        seen.load = self._handed.told(asked, seen)
+        seen.load.latency_ms = round((loop.time() - began) * 1000)
+        return seen
+
+    def recallable(self) -> list[str]:
+        """Tasks that nobody had begun at the last look."""
+        return self._handed.recallable()
 
     async def run(self, submission: Submission) -> Outcome:
         """Submit, wait for the verdict and return it; as often as it takes, since the id makes it one task.
@@ -80,11 +93,25 @@ class ChildSwarm:
         try:
             while True:
                 await self._submit(submission)
+                self._handed.accepted(submission.id)
                 verdict = await self._await(submission.id, outcome)
                 if verdict is not None:
                     return verdict
         finally:
             del self._waiting[submission.id]
+            self._handed.ended(submission.id)
+
+    async def recall(self, task: str, reason: str) -> None:
+        """Ask once for a task that nobody has begun; its outcome says whether it was given up."""
+        payload = msgspec.json.encode(TaskQuery(task, reason=reason))
+        try:
+            answer = await self._bus.request(subjects.ctl(self.name, "recall"), payload, REQUEST_MS)
+            error = msgspec.json.decode(answer, type=_Answer).error
+        except (Fault, *UNREADABLE) as fault:
+            log.info("swarm %s did not answer the recall of %s: %s", self.name, task, fault)
+            return
+        if error is not None:
+            log.debug("swarm %s keeps %s: %s", self.name, task, error.message)
 
     async def cancel(self, task: str, reason: str) -> None:
         """Cancel a task; returns once the child has answered, whether there was anything left to cancel or not."""
@@ -191,4 +218,5 @@ class ChildSwarm:
     def _settle(self, outcome: Outcome) -> None:
         future = self._waiting.get(outcome.task)
         if outcome.final and future is not None and not future.done():
+            self._handed.ended(outcome.task)
             future.set_result(outcome)

@@ -2,8 +2,9 @@
 
 The member is the child, not this process: a restarted delegate joins under a new boot and is handed every live
 attempt again under the same epochs. An attempt's task in the child has an id made of parent, task and epoch, so
-whatever is submitted twice runs once. The child retries by itself: its verdict is final for the attempt.
-Must not know how the child places its work, nor that its members may be swarms again.
+whatever is submitted twice runs once. The child retries by itself: its verdict is final for the attempt, unless that is
+that it was recalled before anybody had begun it: then the attempt goes back to the parent's queue.
+Must not know how the child places its work, nor which members the parent has besides.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from msgspec import UNSET, Raw, Struct
 
+from swarmd.core import subjects
 from swarmd.core.budgets import amounts_of
-from swarmd.core.errors import Conflict, Fault, Rejected
+from swarmd.core.errors import UNREADABLE, Conflict, Fault, Rejected
 from swarmd.core.events import NULL, Completed, Fact, Failure, MemberJoined, Returned, Spending
 from swarmd.core.ids import delegated_id, swarm_member
-from swarmd.core.wire import Outcome, Submission
+from swarmd.core.sharing import RING_LABEL, labels_for, path_of
+from swarmd.core.wire import Heartbeat, Load, Outcome, Submission, SwarmLoad, SwarmStatus
 from swarmd.ports import Blobs
 from swarmd.roles.child import ChildSwarm
 from swarmd.roles.member import Key, MemberPorts, MemberProcess, MemberSettings, failed
@@ -30,17 +34,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STATUS_MS: Final = 500
+LOOK_MS: Final = 250
+COPY_AGAIN_MS: Final = 500
+#: A delegate that was not heard for so long is taken for dead by another that starts.
+SILENT_MS: Final = 900
+STATUS_MS_MAX: Final = 2_000
 #: A child that refused work as full gets none for so many looks.
-FULL_LOOKS: Final = 4
+FULL_LOOKS: Final = 8
 #: A child that has not answered so often in a row gets no new work.
-SILENCES_MAX: Final = 4
+SILENCES_MAX: Final = 8
 #: No child is offered with more slots than this, whatever it says.
 CAPACITY_MAX: Final = 10_000
 AGENTS_MAX: Final = 1_000
 _FULL: Final = ("swarm_full", "store_full", "log_full")
-#: Nothing stops a sound attempt from being tried under another id.
-_ANOTHER_ID: Final = ("id_taken", "id_too_old")
+#: How the verdict on a task says that nobody had begun it when it was wanted elsewhere.
+RECALLED: Final = "recalled"
+#: Nothing stops a sound attempt from being tried under another id, or after a ring of swarms is taken apart.
+_TRY_AGAIN: Final = ("id_taken", "id_too_old", "hive_ring")
 
 
 class DelegateSettings(MemberSettings, frozen=True):
@@ -79,63 +89,131 @@ class Delegate(MemberProcess):
         self._offer, self._announced = Offer(), Offer()
         self._full_looks = 0
         self._silences = 0
-        self._recalls: set[Key] = set()
+        self._load: Load | None = None
+        self._ring = False
+        self._replaced = asyncio.Event()
+        self._cancels: set[Key] = set()
         self._asking: set[Key] = set()
 
     # --- the offer ---
 
     async def run(self) -> None:
-        """Present the child until cancelled."""
+        """Present the child until cancelled.
+
+        Raises `Rejected`: "hive_ring" if the child contains the parent, "second_delegate" if another one lives.
+        """
         await self._child.open()
         try:
             await self._look()
+            if self._ring:
+                raise Rejected("hive_ring", self._in_a_ring())
+            await self._wait_for_silence()
             await super().run()
         finally:
             await self._child.close()
 
     def begin(self) -> None:
-        """Keep the offer as true as the child's status."""
+        """Keep the offer as true as the child's state."""
         self._group.create_task(self._watch())
+        self._group.create_task(self._yield_to_another())
 
     def offers(self) -> list[MemberJoined]:
         """The child as it was last seen."""
         offer = self._announced = self._current()
+        labels = {**self._labels, RING_LABEL: self._who.swarm} if self._ring else self._labels
         child = swarm_member(self._child.name)
         return [
-            MemberJoined(
-                member=child, kind="swarm", agents=list(offer.agents), capacity=offer.capacity, labels=self._labels
-            )
+            MemberJoined(member=child, kind="swarm", agents=list(offer.agents), capacity=offer.capacity, labels=labels)
         ]
 
+    def describe(self, beat: Heartbeat) -> None:
+        """What the child has to do besides, and what could be recalled from it."""
+        if self._load is None:
+            return
+        beat.load = {swarm_member(self._child.name): self._load}
+        waiting = self._child.recallable()
+        if waiting:
+            names = {delegated_id(self._who.swarm, *key): key for key in self._asking}
+            beat.recallable = [names[name] for name in waiting if name in names]
+
     def _current(self) -> Offer:
-        """A full child, a silent one and a leaving delegate offer no slot."""
-        withheld = self._draining or self._full_looks > 0 or self._silences > SILENCES_MAX
+        """A full child, a silent one, one that contains its parent, and a leaving delegate offer no slot."""
+        withheld = self._draining or self._ring or self._full_looks > 0 or self._silences > SILENCES_MAX
         return Offer(self._offer.agents, 0) if withheld else self._offer
 
     async def _watch(self) -> None:
         while True:
-            await self._shell.clock.sleep(STATUS_MS)
+            await self._shell.clock.sleep(LOOK_MS)
             await self._look()
+            self._hurry.set()
             if self._current() != self._announced:
                 await self.announce()
 
     async def _look(self) -> None:
         """Ask the child what it can run."""
         try:
-            status = await self._child.status()
+            seen = await self._child.look()
         except Fault as error:
             self._silences += 1
             if self._silences == SILENCES_MAX + 1:
                 log.warning("swarm %s does not answer (%s): it gets no new work", self._child.name, error.message)
             return
-        self._silences = 0
-        self._full_looks = FULL_LOOKS if status.refusing else max(0, self._full_looks - 1)
-        members = [member for member in status.members if member.reachable and member.capacity > 0]
-        agents = sorted({agent for member in members for agent in member.agents})
-        if len(agents) > AGENTS_MAX:
+        self._silences, self._load = 0, seen.load
+        self._full_looks = FULL_LOOKS if seen.refusing else max(0, self._full_looks - 1)
+        if self._who.swarm in seen.load.below:
+            self._found_ring()
+        self._offer = self._offer_of(seen)
+
+    def _offer_of(self, seen: SwarmLoad) -> Offer:
+        agents = seen.agents
+        if len(agents) > AGENTS_MAX and len(self._offer.agents) < AGENTS_MAX:
             log.warning("swarm %s has %d agents; the first %d are offered", self._child.name, len(agents), AGENTS_MAX)
-        capacity = min(sum(member.capacity for member in members), self._capacity_max)
-        self._offer = Offer(tuple(agents[:AGENTS_MAX]), capacity)
+        return Offer(tuple(agents[:AGENTS_MAX]), min(max(0, seen.capacity), self._capacity_max))
+
+    # --- who must not be presented ---
+
+    def _in_a_ring(self) -> str:
+        parent, child = self._who.swarm, self._child.name
+        how = "they are one and the same" if parent == child else f"{child} contains {parent} already"
+        return f"swarm {child} cannot be a member of {parent}: {how}, and a swarm must not contain itself"
+
+    def _found_ring(self) -> None:
+        """From here on the child gets nothing more; what it was given stays with it."""
+        if not self._ring:
+            self._ring = True
+            log.error("%s: it gets no new work; end one of the delegates", self._in_a_ring())
+
+    async def _wait_for_silence(self) -> None:
+        """Until no other delegate is heard of; a predecessor that was killed a moment ago is, at first."""
+        waited_ms = 0
+        while 0 <= await self._heard_ms() < SILENT_MS:
+            if waited_ms > 2 * SILENT_MS:
+                raise Rejected("second_delegate", self._of_two())
+            await self._shell.clock.sleep(LOOK_MS)
+            waited_ms += LOOK_MS
+
+    async def _heard_ms(self) -> int:
+        """How long ago a delegate of the child was heard in the parent; -1 when none was, or nobody can say."""
+        try:
+            answer = await self._shell.bus.request(subjects.ctl(self._who.swarm, "status"), b"", STATUS_MS_MAX)
+            status = msgspec.json.decode(answer, type=SwarmStatus)
+        except (Fault, *UNREADABLE) as error:
+            log.info("whether swarm %s has a delegate is not known: %s", self._child.name, error)
+            return -1
+        member = swarm_member(self._child.name)
+        return next((one.heard_ms for one in status.members if one.member == member and one.reachable), -1)
+
+    def _of_two(self) -> str:
+        return f"another delegate speaks for swarm {self._child.name} in {self._who.swarm}: end one of them"
+
+    def replaced(self, member: str) -> None:
+        """Two delegates would take the child from each other for ever."""
+        if not self._draining:
+            self._replaced.set()
+
+    async def _yield_to_another(self) -> None:
+        await self._replaced.wait()
+        raise Rejected("second_delegate", self._of_two())
 
     async def leave(self) -> None:
         """The child stays a member, and its work goes on: the next delegate takes over."""
@@ -166,7 +244,7 @@ class Delegate(MemberProcess):
                     self._full_looks = FULL_LOOKS
                     await self.announce()
                 return Returned(epoch=start.epoch, reason=error.message[:500])
-            return failed(start, error.code, error.message, error.code in _ANOTHER_ID)
+            return failed(start, error.code, error.message, error.code in _TRY_AGAIN)
         finally:
             self._asking.discard(key)
 
@@ -174,11 +252,21 @@ class Delegate(MemberProcess):
         if not self._draining:  # otherwise it is the next delegate's
             super()._start(start)
 
+    def recall(self, key: Key) -> None:
+        """Ask the child to give it back; if it does, its verdict says so, to this delegate or to the next."""
+        if key in self._asking:
+            name = delegated_id(self._who.swarm, *key)
+            why = f"swarm {self._who.swarm} can run it elsewhere"
+            self._group.create_task(self._child.recall(name, why))
+
     async def _submission(self, start: Start) -> Submission:
         if 0 in amounts_of(start.grant):
             raise Rejected("budget_exhausted", "nothing is left of a budget that this task draws on")
         if start.input_blob:
             await self._copy(start.input_blob, self._ports.parent_blobs, self._ports.child_blobs)
+        path = path_of(start.labels, self._who.swarm)
+        if self._child.name in path:
+            raise Rejected("hive_ring", f"it came through {'/'.join(path)}, so it must not go to {self._child.name}")
         left_ms = start.deadline_at_ms - self._shell.clock.now_ms() if start.deadline_at_ms else 0
         return Submission(
             agent=start.agent,
@@ -188,7 +276,7 @@ class Delegate(MemberProcess):
             timeout_ms=max(left_ms, 1) if start.deadline_at_ms else 0,
             tenant=start.tenant,
             budget=start.grant,
-            labels=start.labels,
+            labels=labels_for(start.labels, path),
             input_blob=start.input_blob,
         )
 
@@ -205,6 +293,8 @@ class Delegate(MemberProcess):
             )
         error = outcome.error if outcome.error is not UNSET else Failure(outcome.state, outcome.state)
         assert isinstance(error, Failure)
+        if outcome.state == "cancelled" and error.code == RECALLED:
+            return Returned(epoch=start.epoch, reason=RECALLED, spent=_spent(start, outcome))
         fact = failed(start, error.code, f"in swarm {self._child.name}: {error.message}", False)
         fact.spent = _spent(start, outcome)
         return fact
@@ -217,21 +307,21 @@ class Delegate(MemberProcess):
                 return
             except Fault as error:
                 log.info("blob %s is not copied yet: %s", digest, error.message)
-                await self._shell.clock.sleep(STATUS_MS)
+                await self._shell.clock.sleep(COPY_AGAIN_MS)
 
     def stop(self, key: Key) -> None:
         """End the attempt here and its task in the child."""
         self._cancel(key)
-        if key not in self._recalls:
-            self._recalls.add(key)
-            self._group.create_task(self._recall(key))
+        if key not in self._cancels:
+            self._cancels.add(key)
+            self._group.create_task(self._cancel_there(key))
 
-    async def _recall(self, key: Key) -> None:
+    async def _cancel_there(self, key: Key) -> None:
         # Submissions and cancels leave on one connection, in order: no submission of ours overtakes this.
         try:
             await self._child.cancel(delegated_id(self._who.swarm, *key), "its attempt was stopped by the parent swarm")
         finally:
-            self._recalls.discard(key)
+            self._cancels.discard(key)
 
 
 def _spent(start: Start, outcome: Outcome) -> Spending:

@@ -25,7 +25,9 @@ from swarmd.core.wire import (
     Heartbeat,
     Instruct,
     Pause,
+    Recall,
     Rejoin,
+    Replaced,
     Report,
     Start,
     Stop,
@@ -78,7 +80,8 @@ class MemberProcess:
         self._running: dict[Key, asyncio.Task[None]] = {}
         self._cut_short: set[Key] = set()
         self._counts: dict[str, int] = {}
-        self._list_wanted = asyncio.Event()
+        self._list_wanted = False
+        self._hurry = asyncio.Event()
         self._list_left_out = False
         self._draining = self._closing = False
         self.joined = asyncio.Event()
@@ -103,6 +106,15 @@ class MemberProcess:
     def stop(self, key: Key) -> None:
         """The attempt has no right to go on."""
         self._cancel(key)
+
+    def recall(self, key: Key) -> None:
+        """The attempt could run elsewhere: it is to be given back if nobody has begun it."""
+
+    def replaced(self, member: str) -> None:
+        """Another process speaks for the member now."""
+
+    def describe(self, beat: Heartbeat) -> None:
+        """Add to a heartbeat what only a subclass knows."""
 
     def child_done(self, item: ChildDone) -> None:
         """A child of a running attempt has its verdict."""
@@ -204,8 +216,13 @@ class MemberProcess:
                     soon(self.child_done, item)
                 case WaitDone() | Instruct() | Pause() | Grant():
                     soon(self.tell, item)
+                case Recall(task, epoch):
+                    self.recall((task, epoch))
+                case Replaced(member):
+                    self.replaced(member)
                 case Report():
-                    self._list_wanted.set()
+                    self._list_wanted = True
+                    self._hurry.set()
                 case Rejoin():
                     self._group.create_task(self.announce())
 
@@ -219,12 +236,13 @@ class MemberProcess:
         self._shell.writer.seen = max(self._shell.writer.seen, seq)
 
     async def _beat(self) -> None:
-        """Say what runs, every so often and whenever a list is wanted."""
+        """Say what runs, every so often and whenever there is a hurry: a list is wanted, or a child was looked at."""
         who = self._who
         subject = subjects.health(who.swarm, who.writer, who.boot)
         while True:
-            payload = self._heartbeat(self._list_wanted.is_set())
-            self._list_wanted.clear()
+            self._hurry.clear()
+            wanted, self._list_wanted = self._list_wanted, False
+            payload = self._heartbeat(wanted)
             self._shell.meter.gauge("swarmd_running_attempts", len(self._running))
             try:
                 await self._shell.heart.publish(subject, payload)
@@ -237,7 +255,7 @@ class MemberProcess:
                 continue
             try:
                 async with asyncio.timeout(HEARTBEAT_MS / 1000):
-                    await self._list_wanted.wait()
+                    await self._hurry.wait()
             except TimeoutError:
                 pass
 
@@ -254,6 +272,7 @@ class MemberProcess:
             {member: count for member, count in self._counts.items() if count},
             sorted(self._running) if list_wanted else None,
         )
+        self.describe(beat)
         payload = msgspec.json.encode(beat)
         if not list_wanted:
             return payload

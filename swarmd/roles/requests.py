@@ -17,6 +17,7 @@ from swarmd.core.ids import is_plain, uuid7
 from swarmd.core.outcomes import outcome_at
 from swarmd.core.status import swarm_status, task_status
 from swarmd.core.wire import Outcome, Receipt
+from swarmd.roles.hive_requests import HiveRequests
 from swarmd.roles.people_requests import PeopleRequests
 from swarmd.roles.reading import Reader
 from swarmd.roles.reconcile_requests import ReconcileRequests
@@ -73,6 +74,7 @@ class Requests:
             **self._people.verbs(),
             **ScheduleRequests(leader, clock, self._reply, _ResultAsk).verbs(),
             **ReconcileRequests(leader, clock, self._reply, _ResultAsk).verbs(),
+            **HiveRequests(leader, self._reply, _ResultAsk).verbs(),
         }
 
     def answer(self, ask: object, answer: Receipt | Outcome) -> None:

@@ -32,7 +32,7 @@ def placed(tasks: list[Task], members: list[Member], limit: int = 1_000) -> list
     for one in tasks:
         queue.push(one)
     free = {one.id: one.capacity - len(one.running) for one in members}
-    return [(name, chosen.id) for name, chosen, *_ in queue.place(members, free, limit, Pull(SwarmState("s")))]
+    return [(name, chosen.id) for name, chosen, *_ in queue.place(members, free, limit, Pull(SwarmState("s")), {})]
 
 
 any_tasks = st.lists(
@@ -108,5 +108,5 @@ def test_a_task_that_waits_no_more_is_skipped_and_may_wait_again() -> None:
     queue.discard("t")
     queue.push(second)
     pull = Pull(SwarmState("s"))
-    assert [name for name, *_ in queue.place([member("m", "ab", 5)], {"m": 5}, 9, pull)] == ["t"]
+    assert [name for name, *_ in queue.place([member("m", "ab", 5)], {"m": 5}, 9, pull, {})] == ["t"]
     assert (len(queue), queue.waiting()) == (0, {})
