@@ -248,17 +248,17 @@ async def a_rig(shape: Shape, agents: str = "swarmd.agents") -> AsyncIterator[Ri
         await server.start()
         stack.push_async_callback(server.stop)
         pids = {"broker": [server.pid], "client": [os.getpid()]}
-        pids["orchestrator"] = [await _spawn(stack, server.url, folder, "orchestrator")]
+        pids["orchestrator"] = [await spawn(stack, server.url, folder, "orchestrator")]
         pids["workers"] = []
         for number, nodes in enumerate(_shares(shape.nodes, shape.processes)):
             extra = ["--name", f"w{number}", "--nodes", str(nodes), "--capacity", str(shape.capacity)]
-            pids["workers"].append(await _spawn(stack, server.url, folder, "worker", *extra, "--agents", agents))
+            pids["workers"].append(await spawn(stack, server.url, folder, "worker", *extra, "--agents", agents))
         if shape.observer:
-            pids["observer"] = [await _spawn(stack, server.url, folder, "observer")]
+            pids["observer"] = [await spawn(stack, server.url, folder, "observer")]
         connection = await connect(NatsSettings(url=server.url), "bench")
         stack.push_async_callback(connection.close)
         bus = NatsBus(connection)
-        await _wait_members(bus, shape.nodes)
+        await wait_members(bus, shape.nodes)
         client = await stack.enter_async_context(Client.over(bus, SWARM))
         yield Rig(client, bus, pids)
 
@@ -268,7 +268,7 @@ def _shares(nodes: int, processes: int) -> Iterator[int]:
         yield nodes // processes + (number < nodes % processes)
 
 
-async def _spawn(stack: AsyncExitStack, url: str, folder: Path, role: str, *extra: str) -> int:
+async def spawn(stack: AsyncExitStack, url: str, folder: Path, role: str, *extra: str) -> int:
     """One role as a process; its pid once it is ready."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", "swarmd", "run", role, "--swarm", SWARM, "--nats", url, "--data", str(folder),
@@ -293,7 +293,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-async def _wait_members(bus: NatsBus, nodes: int) -> None:
+async def wait_members(bus: NatsBus, nodes: int) -> None:
     try:
         async with asyncio.timeout(READY_S):
             while True:

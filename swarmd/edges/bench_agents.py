@@ -1,7 +1,8 @@
-"""The agent that `swarmd bench agent` runs: recorded steps with nothing in them, timed from within."""
+"""The agents that benchmarks run: recorded steps with nothing in them, timed from within."""
 
 from __future__ import annotations
 
+import asyncio
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -31,3 +32,16 @@ async def noop_steps(ctx: Context, wanted: Any) -> Any:
         if wanted.get("grows"):
             turns = [*turns, Turn("assistant", reply.text), Turn("user", "on")]
     return took if wanted.get("timed") else len(took)
+
+
+@agent
+async def ticking(ctx: Context, wanted: Any) -> Any:
+    """`steps` recorded steps, `pause_ms` apart."""
+    for number in range(wanted["steps"]):
+        await ctx.step("tick", _same, number)
+        await asyncio.sleep(wanted["pause_ms"] / 1000)
+    return wanted["steps"]
+
+
+async def _same(number: int) -> int:
+    return number

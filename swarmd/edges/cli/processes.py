@@ -33,6 +33,8 @@ def add(commands: flags.Commands, argv: Sequence[str]) -> None:
         _extend(measured, "swarmd.edges.bench", "bench" in argv)
     steps = bench.add("agent", _run_module, "measure an agent's steps", "swarmd bench agent --runs 100 --json")
     _extend(steps, "swarmd.edges.bench_agent", "bench" in argv and "agent" in argv)
+    failover = bench.add("failover", _run_module, "measure failover", "swarmd bench failover --json")
+    _extend(failover, "swarmd.edges.bench_failover", "bench" in argv and "failover" in argv)
     models = bench.add("model", _run_module, "measure a model", "swarmd bench model --model openai:gpt-4o-mini --json")
     _extend(models, "swarmd.edges.bench_model", "bench" in argv and "model" in argv)
 
