@@ -118,6 +118,8 @@ async def ensure_stream(bus: NatsBus, config: dict[str, Any]) -> dict[str, Any]:
 async def stream_state(bus: NatsBus, name: str) -> dict[str, Any]:
     """`messages`, `bytes`, `first_seq`, `last_seq` of a stream, with its `max_bytes` and `created` time.
 
+    `replicas` is how many servers shall hold it, `copies` how many of them are up and have all of it.
+
     Raises `Rejected("no_stream")` when there is none, `Fault` when the broker cannot say just now.
     """
     try:
@@ -127,4 +129,7 @@ async def stream_state(bus: NatsBus, name: str) -> dict[str, Any]:
             raise Fault("broker_error", f"stream {name}: {error}") from None
         raise Rejected("no_stream", f"stream {name}: {error}") from None
     state: dict[str, Any] = info["state"]
-    return state | {"max_bytes": info["config"]["max_bytes"], "created": info["created"]}
+    config, peers = info["config"], info.get("cluster", {}).get("replicas", [])
+    current = sum(1 for peer in peers if peer.get("current") and not peer.get("offline"))
+    about = {"max_bytes": config["max_bytes"], "replicas": config["num_replicas"], "copies": 1 + current}
+    return state | about | {"created": info["created"]}

@@ -118,7 +118,10 @@ async def _jetstream(bus: NatsBus, swarm: str) -> list[Finding]:
         limit = state["max_bytes"]
         share = state["bytes"] / limit if limit > 0 else 0.0
         text = f"{state['messages']:,} messages, {state['bytes'] / 1024**2:,.1f} MiB, {share:.0%} of its limit"
-        found.append(Finding(what, "fail" if share >= 0.9 else "warn" if share >= 0.8 else "ok", text))
+        if state["replicas"] > 1:
+            text += f"; {state['copies']} of {state['replicas']} copies are up to date"
+        short = share >= 0.8 or state["copies"] < state["replicas"]
+        found.append(Finding(what, "fail" if share >= 0.9 else "warn" if short else "ok", text))
     return [Finding("jetstream", "ok", "on"), *found]
 
 

