@@ -203,6 +203,7 @@ PLACES = {
     "task": "<task>",
     "kind": "<type>",
     "provider": "<provider>",
+    "node": "<node>",
 }
 
 

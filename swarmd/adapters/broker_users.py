@@ -36,6 +36,8 @@ REPLY_WAIT = "24h"
 """How long the broker remembers whom to answer across accounts: bounds the wait of one `ctl.result` request."""
 READ_WAIT = "5s"
 """The same for reads with many answers; it forgets these by age only, so the time is short."""
+ANSWER_WAIT = "1m"
+"""How long a worker may take to answer what it was asked."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _API_PREFIX = "SWARMD.API"  # where the client account's JetStream reads are mapped to before they cross
@@ -57,6 +59,8 @@ class Permissions(Struct, frozen=True):
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
+    answers: bool = False
+    """Whether it may answer a request on the subject that this names, once. Only for who is asked by trusted users."""
 
 
 def inbox_prefix(role: str) -> str:
@@ -81,7 +85,8 @@ def permissions(role: str, swarms: Sequence[str], memories: Sequence[str]) -> Pe
     if rules is None:
         raise Rejected("unknown_role", f"no such role: {role!r}; there are {', '.join(ROLES)}")
     publish, subscribe = rules(swarms, memories)
-    return Permissions(tuple(publish), (*subscribe, f"{inbox_prefix(role)}.>"))
+    # Workers may not publish to inboxes at will, or one could answer in the name of another.
+    return Permissions(tuple(publish), (*subscribe, f"{inbox_prefix(role)}.>"), answers=role == "worker")
 
 
 def users_config(passwords: Mapping[str, str], swarms: Sequence[str], memories: Sequence[str]) -> str:
@@ -238,6 +243,7 @@ def _member(role: str, swarms: Sequence[str], memories: Sequence[str]) -> Rules:
 
 def _worker(swarms: Sequence[str], memories: Sequence[str]) -> Rules:
     publish, subscribe = _member("worker", swarms, memories)
+    subscribe += _each(swarms, "swarm.{}.node.>")  # each node's own subject
     publish += _each(swarms, "swarm.{}.rate.*")  # leases of what a provider of models allows in a minute
     return [*publish, *(f"$JS.API.STREAM.MSG.GET.{subjects.rate_stream(swarm)}" for swarm in swarms)], subscribe
 
@@ -283,7 +289,7 @@ def _client_services(swarms: Sequence[str]) -> list[tuple[str, str, str, str]]:
     """(subject among the roles, subject on the client's side, kind of answer, how long an answer may take)."""
     # Large inputs: a blob is named by its hash and written once, so a client can add but neither change nor remove.
     asked = ["swarm.*.submit", "swarm.*.blob.>", "swarm.*.ctl.>", "swarm.*.find.>"]
-    asked += ["memory.*.remember", "memory.*.recall"]
+    asked += ["memory.*.remember", "memory.*.recall", "swarm.*.node.*.ping", "swarm.*.node.*.status"]
     services = [(subject, subject, "singleton", REPLY_WAIT) for subject in asked]
     read = [("$JS.API.STREAM.INFO.*", f"{_API_PREFIX}.STREAM.INFO.*")]
     for swarm in swarms:
@@ -307,6 +313,8 @@ def _user(name: str, password: str, allowed: Permissions) -> list[str]:
         lines.append(f"        {verb}: {{allow: [")
         lines += [f"          {_q(subject)}" for subject in dict.fromkeys(listed)]
         lines.append("        ]}")
+    if allowed.answers:
+        lines.append("        allow_responses: {max: 1, expires: " + _q(ANSWER_WAIT) + "}")
     return [*lines, "      }}"]
 
 

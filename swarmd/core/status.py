@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from heapq import nsmallest
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 from swarmd.core.budgets import is_open, is_shared, names_of
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Spending
 from swarmd.core.state import Member, SwarmState, Task, live_attempt, tombstone
-from swarmd.core.wire import AccountStatus, MemberStatus, NextSlot, SwarmStatus, TaskStatus
+from swarmd.core.wire import (
+    AccountStatus,
+    Crew,
+    MemberQuery,
+    Members,
+    MemberStatus,
+    NextSlot,
+    SwarmStatus,
+    TaskStatus,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from swarmd.core.leader import Leader
+
+#: A status lists so many members; five thousand would not fit into a message. The rest is read page by page.
+MEMBERS_SHOWN: Final = 256
+PAGE_MAX: Final = 1_000
+LISTED_BYTES_MAX: Final = 512 * 1024
 
 
 def swarm_status(leader: Leader, now_ms: int) -> SwarmStatus:
@@ -23,7 +41,8 @@ def swarm_status(leader: Leader, now_ms: int) -> SwarmStatus:
     if state.dead:
         states["dead"] = len(state.dead)
     counters = {name: getattr(state.counters, name) for name in state.counters.__struct_fields__}
-    members = [_member_status(leader, member, now_ms) for member in state.members.values()]
+    members = _listed(leader, islice(state.members.values(), MEMBERS_SHOWN), now_ms)
+    crew, offers = crews(leader)
     return SwarmStatus(
         state.swarm,
         state.seq,
@@ -36,7 +55,58 @@ def swarm_status(leader: Leader, now_ms: int) -> SwarmStatus:
         leader.refusing,
         [account_status(state, name) for name in state.accounts if is_shared(name)],
         [NextSlot(one.id, one.agent, one.next_ms) for one in leader.planner.status()],
+        crew=crew,
+        offers=offers,
     )
+
+
+def crews(leader: Leader) -> tuple[Crew, dict[str, Crew]]:
+    """All members in figures, and by agent those that can be reached."""
+    whole, offers = Crew(), dict[str, Crew]()
+    for member in leader.state.members.values():
+        whole.members += 1
+        used = len(member.running)
+        whole.used += used
+        if not leader.links.reachable(member):
+            continue
+        working = member.capacity > 0
+        whole.reachable += 1
+        whole.working += working
+        whole.slots += member.capacity
+        for agent in member.agents:
+            offer = offers.get(agent)
+            if offer is None:
+                offer = offers[agent] = Crew()
+            offer.members += 1
+            offer.reachable += 1
+            offer.working += working
+            offer.slots += member.capacity
+            offer.used += used
+    return whole, offers
+
+
+def members_page(leader: Leader, query: MemberQuery, now_ms: int) -> Members:
+    """One page of the members. Raises `Rejected("bad_field")`."""
+    if not 1 <= query.limit <= PAGE_MAX:
+        raise Rejected("bad_field", f"a page holds 1 to {PAGE_MAX} members, not {query.limit}")
+    state = leader.state
+    behind = [name for name in state.members if name > query.after]
+    page = nsmallest(query.limit, behind)
+    found = _listed(leader, (state.members[name] for name in page), now_ms)
+    return Members(found, state.seq, len(state.members), found[-1].member if len(found) < len(behind) else "")
+
+
+def _listed(leader: Leader, members: Iterable[Member], now_ms: int) -> list[MemberStatus]:
+    """The first of these members, at least one, as many as one answer holds."""
+    found: list[MemberStatus] = []
+    size = 0
+    for member in members:
+        names = (*member.agents, *member.paces, *member.labels, *member.labels.values())
+        size += 400 + sum(len(name) + 24 for name in names)
+        if found and size > LISTED_BYTES_MAX:
+            break
+        found.append(_member_status(leader, member, now_ms))
+    return found
 
 
 def _member_status(leader: Leader, member: Member, now_ms: int) -> MemberStatus:

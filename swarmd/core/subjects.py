@@ -75,6 +75,10 @@ def health(swarm: str, writer: str, boot: str) -> str:
     return f"swarm.{swarm}.health.{writer}.{boot}"
 
 
+def node(swarm: str, node: str, verb: str) -> str:
+    return f"swarm.{swarm}.node.{node}.{verb}"
+
+
 def beat(swarm: str) -> str:
     return f"swarm.{swarm}.beat"
 

@@ -90,6 +90,13 @@ class LoadQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
     tasks: list[str] = field(default_factory=list)
 
 
+class MemberQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A page of a swarm's members: at most `limit`, those behind the member `after` ("": from the first)."""
+
+    after: str = ""
+    limit: int = 500
+
+
 class InboxQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Which open questions to list: all, one, those of a task, or those for somebody."""
 
@@ -289,6 +296,55 @@ class SwarmLoad(Struct, omit_defaults=True):
     waiting: list[str] = field(default_factory=list)
 
 
+class Members(Struct, omit_defaults=True):
+    """A page of the members by id, as of log sequence `seq`; the next one begins behind `after` ("": there is none)."""
+
+    members: list[MemberStatus]
+    seq: int
+    total: int
+    after: str = ""
+
+
+class Crew(Struct, omit_defaults=True):
+    """How many members there are, how many can be reached, how many of those offer slots (`working`) and how many.
+
+    `used` counts attempts, those of silent members too.
+    """
+
+    members: int = 0
+    reachable: int = 0
+    working: int = 0
+    slots: int = 0
+    used: int = 0
+
+
+class NodeAttempt(Struct):
+    """An attempt that a worker node runs, and for how long."""
+
+    task: str
+    epoch: int
+    agent: str
+    ran_ms: int
+
+
+class NodeStatus(Struct, omit_defaults=True):
+    """A worker node as it sees itself: who it is, what it offers, how much it runs.
+
+    `attempts` counts what it runs, `running` names the oldest hundred of it, in the answer to `status` only. `draining`
+    is whether it was told to take no new work; `capacity` is what it offers when it is not.
+    """
+
+    node: str
+    member: str
+    agents: list[str]
+    capacity: int
+    attempts: int
+    uptime_ms: int
+    draining: bool = False
+    labels: dict[str, str] = field(default_factory=dict)
+    running: list[NodeAttempt] = field(default_factory=list)
+
+
 class TenantStatus(Struct, omit_defaults=True):
     """What a tenant ("": tasks without one) has: live tasks, slots that run them, and its weight."""
 
@@ -309,7 +365,9 @@ class NextSlot(Struct, omit_defaults=True):
 class SwarmStatus(Struct, omit_defaults=True):
     """A swarm at one sequence of its log.
 
-    `keys` are slots in use by concurrency key, `durations` the mean milliseconds of an attempt, by agent.
+    `members` are the first few hundred, `crew` counts all of them, and `offers` those who offer an agent and can be
+    reached, by agent. `keys` are slots in use by concurrency key, `durations` the mean milliseconds of an attempt, by
+    agent.
     """
 
     swarm: str
@@ -326,6 +384,8 @@ class SwarmStatus(Struct, omit_defaults=True):
     tenants: list[TenantStatus] = field(default_factory=list)
     keys: dict[str, int] = field(default_factory=dict)
     durations: dict[str, int] = field(default_factory=dict)
+    crew: Crew = field(default_factory=Crew)
+    offers: dict[str, Crew] = field(default_factory=dict)
 
 
 # --- leader to members -----------------------------------------------------------------------------

@@ -299,7 +299,7 @@ async def wait_members(bus: NatsBus, nodes: int) -> None:
             while True:
                 try:
                     answer = await bus.request(subjects.ctl(SWARM, "status"), b"", 1_000)
-                    if len(msgspec.json.decode(answer, type=SwarmStatus).members) >= nodes:
+                    if msgspec.json.decode(answer, type=SwarmStatus).crew.members >= nodes:
                         return
                 except Fault:
                     pass  # nobody leads yet

@@ -115,7 +115,7 @@ async def _asleep(rig: Rig, args: argparse.Namespace) -> dict[str, Any]:
     handles = [handle for handle in await rig.client.submit_many(wanted) if isinstance(handle, Handle)]
     while (status := await rig.status()).tasks.get("suspended", 0) < len(handles):  # noqa: ASYNC110  # of another process
         await asyncio.sleep(0.1)
-    running = sum(member.running for member in status.members)
+    running = status.crew.used
     grown, before, started = _resident_mib(rig) - resident, rig.cpu_s()["workers"], perf_counter()
     await asyncio.sleep(ASLEEP_S)
     share = (rig.cpu_s()["workers"] - before) / (perf_counter() - started)

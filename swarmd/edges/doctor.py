@@ -166,9 +166,9 @@ async def _swarm(bus: NatsBus, swarm: str) -> list[Finding]:
     try:
         answer = await bus.request(subjects.ctl(swarm, "status"), b"", ANSWER_MS)
         status = msgspec.json.decode(answer, type=SwarmStatus)
-        silent = sum(not member.reachable for member in status.members)
-        state: Literal["ok", "warn", "fail"] = "ok" if status.members and not silent and not status.refusing else "warn"
-        text = f"{status.leader} leads in term {status.term}; {len(status.members)} members, {silent} of them silent"
+        members, silent = status.crew.members, status.crew.members - status.crew.reachable
+        state: Literal["ok", "warn", "fail"] = "ok" if members and not silent and not status.refusing else "warn"
+        text = f"{status.leader} leads in term {status.term}; {members} members, {silent} of them silent"
         findings.append(
             Finding("swarm", state, f"{text}{'; refuses work: ' + status.refusing if status.refusing else ''}")
         )

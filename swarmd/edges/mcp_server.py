@@ -207,8 +207,7 @@ class SwarmTools:
         if wanted.task:
             return _plain(await self._task_status(wanted.task))
         status: SwarmStatus = await self._ask(subjects.ctl(self._swarm, "status"), None, SwarmStatus)
-        agents = sorted({name for member in status.members if member.reachable for name in member.agents})
-        return _plain(status) | {"agents": agents}
+        return _plain(status) | {"agents": sorted(status.offers)}
 
     async def _tasks(self, wanted: Tasks) -> dict[str, Any]:
         asked = {name: value for name, value in msgspec.to_builtins(wanted).items() if value != ""}

@@ -49,6 +49,9 @@ WIRE: Final = (
     events.Schedule,
     wire.ScheduleQuery,
     wire.Schedules,
+    wire.MemberQuery,
+    wire.Members,
+    wire.NodeStatus,
 )
 MEMORY: Final = (
     memory.RememberRequest,
@@ -105,6 +108,21 @@ CHANNELS: Final[dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]]] = 
         ("Receipt",),
     ),
     "ctlUnschedule": ("swarm.{swarm}.ctl.unschedule", "Remove a schedule.", ("ScheduleQuery",), ("Receipt",)),
+    "ctlMembers": (
+        "swarm.{swarm}.ctl.members",
+        "A page of the members (empty request: the first).",
+        ("MemberQuery",),
+        ("Members", "Receipt"),
+    ),
+    **{
+        f"node{verb.capitalize()}": (f"swarm.{{swarm}}.node.{{node}}.{verb}", what, (), ("NodeStatus", "Receipt"))
+        for verb, what in (
+            ("ping", "Is this worker node alive? (empty request)"),
+            ("status", "What a worker node runs (empty request)."),
+            ("drain", "A worker node shall take no new work (empty request)."),
+            ("resume", "A drained worker node shall take work again (empty request)."),
+        )
+    },
     "ctlSchedules": ("swarm.{swarm}.ctl.schedules", "Every schedule (empty request).", (), ("Schedules",)),
 }
 

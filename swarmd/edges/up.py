@@ -285,7 +285,7 @@ async def _missing(bus: Any, swarm: str, count: int) -> str:
         status = msgspec.json.decode(answer, type=SwarmStatus)
     except (Fault, msgspec.ValidationError):
         return f"swarm {swarm} has no leader"
-    joined = sum(member.reachable and member.capacity > 0 for member in status.members)
+    joined = status.crew.working
     if not status.leader:
         return f"swarm {swarm} has no leader"
     return "" if joined >= count else f"swarm {swarm} has {joined} of {count} members"

@@ -15,8 +15,8 @@ from swarmd.core.errors import UNREADABLE, Conflict, Fault, Rejected, SwarmdErro
 from swarmd.core.events import Failure
 from swarmd.core.ids import is_plain, uuid7
 from swarmd.core.outcomes import outcome_at
-from swarmd.core.status import swarm_status, task_status
-from swarmd.core.wire import Outcome, Receipt
+from swarmd.core.status import members_page, swarm_status, task_status
+from swarmd.core.wire import MemberQuery, Outcome, Receipt
 from swarmd.roles.hive_requests import HiveRequests
 from swarmd.roles.people_requests import PeopleRequests
 from swarmd.roles.reading import Reader
@@ -69,6 +69,7 @@ class Requests:
             "submit": self._on_submit,
             "result": self._on_result,
             "status": self._on_status,
+            "members": self._on_members,
             "cancel": self._on_cancel,
             "redrive": self._on_redrive,
             **self._people.verbs(),
@@ -194,6 +195,11 @@ class Requests:
             return
         query = commands.parse_query(message.payload)
         self._reply(message.reply, task_status(self._leader, query.task))
+
+    def _on_members(self, message: Received) -> None:
+        empty = not message.payload.strip()
+        query = MemberQuery() if empty else commands.parse_as(MemberQuery, message.payload)
+        self._reply(message.reply, members_page(self._leader, query, self._clock.now_ms()))
 
     def _on_cancel(self, message: Received) -> None:
         query = commands.parse_query(message.payload)

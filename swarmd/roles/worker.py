@@ -6,27 +6,31 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
 from swarmd.core.errors import Fault, Rejected
-from swarmd.core.events import Completed, Fact, Failed, MemberJoined, Returned, Spending, Suspended
+from swarmd.core.events import Completed, Event, Fact, Failed, MemberJoined, Returned, Spending, Suspended
 from swarmd.core.ids import node_member
 from swarmd.core.state import FIRST_VERSION
-from swarmd.core.wire import Grant, Instruct, Pause, WaitDone
+from swarmd.core.wire import Grant, Instruct, NodeAttempt, NodeStatus, Pause, WaitDone
 from swarmd.roles.attempt import AgentFailed, AttemptPorts
 from swarmd.roles.context import Context
 from swarmd.roles.member import MemberPorts, MemberProcess, MemberSettings, failed
+from swarmd.roles.nodes import NodeSubjects
 from swarmd.sdk import Agent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterator
 
     from swarmd.core.wire import ChildDone, Start
     from swarmd.ports import Bus
 
 log = logging.getLogger(__name__)
+
+#: More attempts than this are not named in a node's status.
+LISTED_MAX: Final = 100
 
 
 class NodeOffer(Struct, frozen=True):
@@ -47,22 +51,77 @@ class Worker(MemberProcess):
         self._nodes = {node_member(settings.writer, settings.boot, n): node for n, node in enumerate(nodes)}
         self._counts = dict.fromkeys(self._nodes, 0)
         self._contexts: dict[str, Context] = {}
+        self._begun: dict[str, tuple[Start, int]] = {}
+        self._member_of = {node.node: member for member, node in self._nodes.items()}
+        self._resting: set[str] = set()
+        self._born_ms = ports.clock.now_ms()
+        self._subjects = NodeSubjects(settings.swarm, self, heart, self._beside)
         self.resumed = self.replayed = self.replayed_model_calls = 0
 
+    async def run(self) -> None:
+        """Run attempts until cancelled; each node answers on its own subjects."""
+        await self._subjects.open(self._member_of)
+        try:
+            await super().run()
+        finally:
+            await self._subjects.close()
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Serve a request to a node; nobody knows of a node before it has joined."""
+        if self.joined.is_set() and not self._closing:
+            self._group.create_task(work)
+        else:
+            work.close()
+
+    # --- nodes ---
+
     def offers(self) -> list[MemberJoined]:
-        """A draining worker offers no slot."""
-        return [
-            MemberJoined(
-                member=member,
-                kind="node",
-                agents=sorted(node.agents),
-                capacity=0 if self._draining else node.capacity,
-                node=node.node,
-                labels=dict(node.labels),
-                versions={name: a.versions for name, a in node.agents.items() if a.versions != FIRST_VERSION},
-            )
-            for member, node in self._nodes.items()
+        """What each node offers now."""
+        return [self._offer(member, node) for member, node in self._nodes.items()]
+
+    def _offer(self, member: str, node: NodeOffer) -> MemberJoined:
+        """A draining worker offers no slot, a resting node neither."""
+        return MemberJoined(
+            member=member,
+            kind="node",
+            agents=sorted(node.agents),
+            capacity=0 if self._draining or member in self._resting else node.capacity,
+            node=node.node,
+            labels=dict(node.labels),
+            versions={name: a.versions for name, a in node.agents.items() if a.versions != FIRST_VERSION},
+        )
+
+    def node_status(self, node: str, listed: bool) -> NodeStatus:
+        """One node as it is now; its oldest attempts by name if `listed`."""
+        now, member = self._ports.clock.now_ms(), self._member_of[node]
+        offer = self._nodes[member]
+        running = [
+            NodeAttempt(start.task, start.epoch, start.agent, max(0, now - since))
+            for start, since in (self._begun.values() if listed else ())
+            if start.member == member
         ]
+        return NodeStatus(
+            node,
+            member,
+            sorted(offer.agents),
+            offer.capacity,
+            self._counts[member],
+            max(0, now - self._born_ms),
+            self._draining or member in self._resting,
+            dict(offer.labels),
+            running[:LISTED_MAX],
+        )
+
+    async def rest(self, node: str, resting: bool) -> None:
+        """Offer no slot of this node, or all of them again. Raises `Rejected("draining" | "log_full")`."""
+        if self._draining:
+            raise Rejected("draining", "this worker is ending: all of its nodes take no new work")
+        member = self._member_of[node]
+        (self._resting.add if resting else self._resting.discard)(member)
+        offer = self._offer(member, self._nodes[member])
+        await self._shell.writer.append(Event(member.replace("/", ":"), offer))
+
+    # --- attempts ---
 
     def handed_back(self, start: Start) -> Fact | None:
         """A stopped attempt reports nothing, that of a draining worker is handed back."""
@@ -99,6 +158,7 @@ class Worker(MemberProcess):
             return failed(start, "no_version", f"this worker has no version {start.version} of {start.agent!r}", True)
         context = Context(start, self._ports, agent.migrates.get(start.version))
         self._contexts[start.task] = context
+        self._begun[start.task] = (start, self._ports.clock.now_ms())
         fact = await self._run(start, agent, context)
         fact.spent = Spending(wall_ms=context.ran_ms())
         return fact
@@ -126,7 +186,7 @@ class Worker(MemberProcess):
             return context.suspended or self._ending(start, error)
         finally:
             if self._contexts.get(start.task) is context:  # not that of a newer epoch
-                del self._contexts[start.task]
+                del self._contexts[start.task], self._begun[start.task]
             if start.journal:
                 self.resumed += 1
                 self.replayed += context.replayed

@@ -146,6 +146,9 @@ ALLOWED = [
     ("client", "swarm.main.submit"),
     ("client", "swarm.main.ctl.submit"),
     ("client", "swarm.main.find.task"),
+    ("client", "swarm.main.node.n1.ping"),
+    ("client", "swarm.main.node.n1.status"),
+    ("admin", "swarm.main.node.n1.drain"),
     ("client", "memory.shared.remember"),
 ]
 
@@ -165,6 +168,9 @@ DENIED = [
     ("client", "$JS.API.STREAM.UPDATE.LOG_main"),
     ("client", "$JS.API.CONSUMER.CREATE.LOG_main.c"),
     ("client", "_INBOX_orchestrator.x.y"),
+    ("client", "swarm.main.node.n1.drain"),
+    ("client", "swarm.main.node.n1.resume"),
+    ("worker", "swarm.main.node.n1.drain"),
     ("worker", "swarm.main.log.orchestrator.w"),
     ("worker", "swarm.main.log.delegate.w"),
     ("worker", "swarm.main.dispatch.worker.w.b"),
@@ -201,6 +207,7 @@ async def test_each_role_subscribes_what_it_needs_and_no_more(broker: Broker) ->
         ("orchestrator", "swarm.main.health.>"),
         ("worker", "swarm.main.dispatch.worker.w.b"),
         ("worker", "swarm.main.beat"),
+        ("worker", "swarm.main.node.n1.*"),
         ("delegate", "swarm.main.dispatch.delegate.d.b"),
         ("delegate", "swarm.elsewhere.reply._INBOX_delegate.of.main.elsewhere"),
         ("observer", "swarm.main.find.>"),
@@ -211,6 +218,7 @@ async def test_each_role_subscribes_what_it_needs_and_no_more(broker: Broker) ->
     ]
     denied = [
         ("worker", "swarm.main.dispatch.>"),
+        ("delegate", "swarm.main.node.n1.*"),
         ("worker", "swarm.main.dispatch.delegate.>"),
         ("worker", "swarm.main.ctl.>"),
         ("worker", "swarm.main.log.>"),
@@ -283,6 +291,23 @@ async def test_a_client_submits_asks_and_reads(broker: Broker) -> None:
     assert (await js.get_msg("LOG_main", 1)).data == b"commit"
     assert (await js.stream_info("LOG_main")).state.messages == 1
     assert (await js.publish("swarm.main.submit", b"{}")).stream == "INTAKE_main"
+
+
+async def test_a_worker_answers_who_asked_it_and_nobody_else(broker: Broker) -> None:
+    worker, client, admin = [await broker.user(role) for role in ("worker", CLIENT, "admin")]
+    asked: asyncio.Queue[str] = asyncio.Queue()
+
+    async def answer(message: Msg) -> None:
+        await worker.publish(message.reply, b"here")
+        await worker.publish(message.reply, b"and again")
+        asked.put_nowait(message.reply)
+
+    await worker.subscribe("swarm.main.node.n1.*", cb=answer)
+    await settle(worker)
+    for user in (client, admin):
+        assert (await user.request("swarm.main.node.n1.ping", b"", timeout=5)).data == b"here"
+    for _ in range(2):
+        assert not await broker.may_publish("worker", await asked.get())
 
 
 async def test_several_answers_to_one_read_cross_to_the_client(broker: Broker) -> None:

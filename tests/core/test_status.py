@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from swarmd.core import ids
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Completed, Failed, Failure, RetryPolicy, Spawned, Stepped, Suspended
-from swarmd.core.status import swarm_status, task_status
+from swarmd.core.status import MEMBERS_SHOWN, members_page, swarm_status, task_status
+from swarmd.core.wire import Crew, MemberQuery
 from tests.core.history import offer
 from tests.sim.stage import Stage, wish
 
@@ -72,3 +74,40 @@ def test_the_swarm_says_who_leads_what_runs_and_who_was_heard() -> None:
     assert (member.member, member.running, member.capacity, member.heard_ms, member.reachable) == (NODE, 1, 1, 70, True)
     stage.member("w", ("t", Failed(epoch=1, failure=Failure("x", "y"))))
     assert swarm_status(leader, stage.now_ms).tasks == {"queued": 1, "dead": 1}
+
+
+def test_thousands_of_members_are_counted_and_listed_page_by_page() -> None:
+    stage = Stage()
+    leader = stage.leading()
+    names = [ids.node_member("w", "b", n) for n in range(600)]
+    stage.member("w", *((name, offer(name, 2)) for name in names))
+    status = swarm_status(leader, stage.now_ms)
+    assert len(status.members) == MEMBERS_SHOWN
+    assert status.crew == Crew(members=600, reachable=600, working=600, slots=1_200)
+    assert status.offers == {"a": status.crew}
+    found: list[str] = []
+    after = ""
+    while True:
+        page = members_page(leader, MemberQuery(after, 250), stage.now_ms)
+        assert (page.total, page.seq) == (600, leader.state.seq)
+        found += [member.member for member in page.members]
+        after = page.after
+        if not after:
+            break
+    assert found == sorted(names)
+    with pytest.raises(Rejected, match="1 to 1000"):
+        members_page(leader, MemberQuery(limit=0), stage.now_ms)
+
+
+def test_a_page_never_outgrows_a_message() -> None:
+    stage = Stage()
+    leader = stage.leading()
+    names = [ids.node_member("w", "b", n) for n in range(30)]
+    for name in names:
+        fact = offer(name, 2)
+        fact.agents = [f"agent-{n}-{'x' * 40}" for n in range(500)]
+        stage.member("w", (name, fact))
+    page = members_page(leader, MemberQuery(), stage.now_ms)
+    assert 0 < len(page.members) < 30
+    assert page.after == page.members[-1].member
+    assert len(msgspec.json.encode(page)) < 768 * 1024

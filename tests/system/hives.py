@@ -60,7 +60,7 @@ class Hive:
             )
         )
 
-    async def worker(self, swarm: str, agents: Mapping[str, Any], capacity: int = 8) -> None:
+    async def worker(self, swarm: str, agents: Mapping[str, Any], capacity: int = 8, nodes: int = 1) -> None:
         """Start a worker process' role with these functions as agents."""
         options = WorkerOptions(
             swarm,
@@ -70,6 +70,7 @@ class Hive:
             refuse,
             refuse,
             capacity=capacity,
+            nodes=nodes,
         )
         await self._role(
             lambda stop, ready: run_worker(self.settings("worker"), options, Telemetry("worker", swarm), stop, ready)

@@ -11,7 +11,19 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from swarmd.edges.cli import checks, flags, history, mcp, people, processes, schedules, simulations, swarms, tasks
+from swarmd.edges.cli import (
+    checks,
+    flags,
+    history,
+    mcp,
+    nodes,
+    people,
+    processes,
+    schedules,
+    simulations,
+    swarms,
+    tasks,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,7 +52,7 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     top.add_argument("--version", action=_Version, nargs=0, help="show the version")
     commands = flags.Commands(top, shared)
     processes.add(commands, argv)
-    for module in (tasks, people, schedules, swarms, history, checks, simulations, mcp):
+    for module in (tasks, people, schedules, swarms, nodes, history, checks, simulations, mcp):
         module.add(commands)
     return top
 

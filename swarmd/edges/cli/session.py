@@ -17,7 +17,7 @@ from msgspec import Struct
 from swarmd.core import subjects
 from swarmd.core.errors import Conflict, Rejected
 from swarmd.core.events import Failure
-from swarmd.core.wire import SwarmStatus, TaskQuery
+from swarmd.core.wire import MemberQuery, Members, MemberStatus, SwarmStatus, TaskQuery
 from swarmd.edges.cli.flags import settings_of, swarm_of, wants_json
 from swarmd.edges.settings import nats_of, require_running, secrets_of
 from swarmd.edges.wiring import Wire, connected
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from swarmd.adapters.jetstream import JetStreamLog
     from swarmd.adapters.nats_connect import NatsSettings
     from swarmd.config import Settings
+
+    Reach = Callable[[Settings], NatsSettings]
 
 T = TypeVar("T")
 ASK_TIMEOUT_MS: Final = 10_000
@@ -69,6 +71,17 @@ class Session:
     async def status(self) -> SwarmStatus:
         return await self.ctl("status", None, SwarmStatus)
 
+    async def members(self) -> list[MemberStatus]:
+        """All members, page by page: thousands do not fit into one answer."""
+        found: list[MemberStatus] = []
+        after = ""
+        while True:
+            page = await self.ctl("members", MemberQuery(after), Members)
+            found += page.members
+            after = page.after
+            if not after:
+                return found
+
     def query(self, task: str, **fields: Any) -> TaskQuery:
         from swarmd.core.ids import check_task_id
 
@@ -79,24 +92,24 @@ class Session:
 
 
 @asynccontextmanager
-async def session(args: argparse.Namespace) -> AsyncIterator[Session]:
-    """Settings, quiet logs, one connection."""
+async def session(args: argparse.Namespace, reach: Reach | None = None) -> AsyncIterator[Session]:
+    """Settings, quiet logs, one connection; `reach` says as whom, for what not everybody may do."""
     from swarmd.adapters.logs import configure_logs
 
     settings = settings_of(args)
     require_running(settings)
-    nats = nats_of(settings, connect_timeout_ms=CONNECT_TIMEOUT_MS)
+    nats = reach(settings) if reach is not None else nats_of(settings, connect_timeout_ms=CONNECT_TIMEOUT_MS)
     level = settings.log.level if hasattr(args, "log_level") else "warning"
     configure_logs(settings.log.format, level, secrets=secrets_of(settings, nats))
     async with connected(nats, "swarmd-cli") as wire:
         yield Session(args, settings, nats, wire)
 
 
-def run(args: argparse.Namespace, act: Callable[[Session], Awaitable[int]]) -> int:
+def run(args: argparse.Namespace, act: Callable[[Session], Awaitable[int]], reach: Reach | None = None) -> int:
     """Run a command over a connection; the exit code."""
 
     async def whole() -> int:
-        async with session(args) as connection:
+        async with session(args, reach) as connection:
             return await act(connection)
 
     return asyncio.run(whole())

@@ -48,16 +48,17 @@ def _agents(args: argparse.Namespace) -> int:
 
 def offered(status: SwarmStatus) -> list[dict[str, Any]]:
     """Who offers what: one entry per agent, those that are only waited for included."""
-    names = sorted({*status.waiting, *(agent for member in status.members for agent in member.agents)})
+    from swarmd.core.wire import Crew
+
     found = []
-    for name in names:
-        members = [member for member in status.members if name in member.agents and member.reachable]
+    for name in sorted({*status.waiting, *status.offers}):
+        offer = status.offers.get(name, Crew())
         found.append(
             {
                 "agent": name,
-                "members": len(members),
-                "slots": sum(member.capacity for member in members),
-                "free": sum(max(0, member.capacity - member.running) for member in members),
+                "members": offer.members,
+                "slots": offer.slots,
+                "free": max(0, offer.slots - offer.used),
                 "waiting": status.waiting.get(name, 0),
             }
         )
@@ -70,13 +71,13 @@ def _members(args: argparse.Namespace) -> int:
     async def act(session: Session) -> int:
         from swarmd.edges.cli.session import as_json, table
 
-        status = await session.status()
+        members = await session.members()
         if session.json:
-            for member in status.members:
+            for member in members:
                 print(as_json(member))
             return flags.OK
         columns = ["member", "kind", "node", "running", "capacity", "heard", "state", "agents"]
-        print(table(columns, [_member_row(member) for member in status.members]))
+        print(table(columns, [_member_row(member) for member in members]))
         return flags.OK
 
     return run(args, act)
@@ -127,10 +128,10 @@ async def _watch_plain(session: Session) -> int:
         elif session.json:
             print(as_json(seen), flush=True)
         else:
-            running = sum(member.running for member in seen.members)
             live = sum(count for state, count in seen.tasks.items() if state != "dead")
             done = seen.counters.get("completed", 0)
-            print(f"{seen.swarm} seq={seen.seq} members={len(seen.members)} live={live} running={running} done={done}")
+            crew = f"members={seen.crew.members} live={live} running={seen.crew.used}"
+            print(f"{seen.swarm} seq={seen.seq} {crew} done={done}")
         looks += 1
         if looks == session.args.count:
             return flags.OK
@@ -174,6 +175,8 @@ def _picture(status: SwarmStatus, before: SwarmStatus | None, interval: float) -
         members.add_column(column, overflow="fold")
     for member in status.members:
         members.add_row(*map(Text, _member_row(member)))
+    if status.crew.members > len(status.members):
+        members.add_row(Text(f"and {status.crew.members - len(status.members)} more: swarmd members"))
     return Group(Text(swarm_text(status) + rate), Text(), members)
 
 

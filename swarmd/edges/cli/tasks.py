@@ -287,8 +287,7 @@ def swarm_text(status: SwarmStatus) -> str:
     lines = [
         f"swarm    {status.swarm} at sequence {status.seq}",
         f"leader   {status.leader or 'none'} in term {status.term}",
-        f"members  {len(status.members)}, {sum(m.running for m in status.members)} attempts running on "
-        f"{sum(m.capacity for m in status.members)} slots",
+        f"members  {status.crew.members}, {status.crew.used} attempts running on {status.crew.slots} slots",
         f"tasks    {tasks}",
         f"so far   {', '.join(f'{count} {name}' for name, count in counted.items()) or 'nothing'}",
     ]
