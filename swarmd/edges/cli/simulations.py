@@ -27,14 +27,21 @@ def add(commands: flags.Commands) -> None:
     parser.add_argument("--members", type=int, default=16, metavar="N", help="worker nodes (default: 16)")
     parser.add_argument("--slots", type=int, default=1, metavar="N", help="slots of each node (default: 1)")
     parser.add_argument("--jobs", type=int, default=None, metavar="N", help="processes (default: one per processor)")
+    parser.add_argument("--check", action="store_true", help="fail if adaptive misses a target")
     parser.add_argument("--plot", default="", metavar="FILE.svg", help="draw the comparison")
 
 
 def _simulate(args: argparse.Namespace) -> int:
+    from swarmd.edges.cli.session import note
     from swarmd.edges.simulate.command import run
 
-    print(run(args, flags.wants_json(args), _recorded(args)))
-    return flags.OK
+    told, missed = run(args, flags.wants_json(args), _recorded(args))
+    print(told)
+    if not args.check:
+        return flags.OK
+    for target in missed:
+        note(f"missed: {target}")
+    return flags.CHECK_FAILED if missed else flags.OK
 
 
 def _recorded(args: argparse.Namespace) -> Workload | None:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct, to_builtins
+from msgspec.json import encode
 
 from swarmd.core.errors import Rejected
 from swarmd.edges.simulate.plot import picture
 from swarmd.edges.simulate.results import Result, Summary, summaries
 from swarmd.edges.simulate.run import POLICIES, simulate
 from swarmd.edges.simulate.shapes import Workload
+from swarmd.edges.simulate.targets import missed
 from swarmd.edges.simulate.workloads import GENERATORS
 
 if TYPE_CHECKING:
@@ -70,8 +72,8 @@ def _chosen(what: str, given: list[str] | None, known: Sequence[str]) -> list[st
     return list(known) if ALL in names else list(dict.fromkeys(names))
 
 
-def run(args: argparse.Namespace, as_json: bool, recorded: Workload | None = None) -> str:
-    """Simulate all that is wanted; what to print. Writes the picture if there shall be one."""
+def run(args: argparse.Namespace, as_json: bool, recorded: Workload | None = None) -> tuple[str, list[str]]:
+    """Simulate all that is wanted; what to print, and which targets are missed. Writes the picture if one is named."""
     cells, plot = wanted(args, recorded), Path(args.plot) if args.plot else None
     if plot is not None and (plot.suffix != ".svg" or not plot.absolute().parent.is_dir()):
         raise Rejected("bad_usage", f"--plot {args.plot}: name a file that ends in .svg, in a directory that exists")
@@ -79,11 +81,8 @@ def run(args: argparse.Namespace, as_json: bool, recorded: Workload | None = Non
     summed = summaries(results)
     if plot is not None:
         plot.write_text(picture(summed), encoding="utf-8")
-    if not as_json:
-        return table(summed)
-    from msgspec.json import encode
-
-    return encode(report(results, summed)).decode()
+    late = missed(results)
+    return (encode(report(results, summed, late)).decode() if as_json else table(summed)), late
 
 
 def all_of(cells: Sequence[Cell], processes: int, tell: Callable[[int, int, Result], None]) -> list[Result]:
@@ -121,10 +120,10 @@ COLUMNS: Final = (
 )
 
 
-def report(results: Sequence[Result], summed: Sequence[Summary]) -> dict[str, Any]:
-    """All figures of all seeds, and their summaries."""
+def report(results: Sequence[Result], summed: Sequence[Summary], late: list[str]) -> dict[str, Any]:
+    """All figures of all seeds, their summaries, and the targets that are missed."""
     runs = [{name: value for name, value in to_builtins(one).items() if name != "curve"} for one in results]
-    return {"summaries": to_builtins(summed), "runs": runs}
+    return {"summaries": to_builtins(summed), "missed": late, "runs": runs}
 
 
 def table(summed: Sequence[Summary]) -> str:

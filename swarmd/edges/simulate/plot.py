@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 WIDTH: Final = 440
 LABELS: Final = 110
+RIGHT: Final = 56
 ROW: Final = 22
 HEAD: Final = 34
 FOOT: Final = 30
 MARGIN: Final = 16
 ACROSS: Final = 2
+STEPS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 STYLE: Final = """
   text { font: 12px system-ui, sans-serif; fill: #1f2328 } .head { font-weight: 600; font-size: 14px }
   .page { fill: #ffffff } .grid { stroke: #d8dee4 } .dim { fill: #59636e }
@@ -44,20 +46,21 @@ class _Axis:
             self._low: float = floor(log10(max(low, 1e-3)))
             self._high: float = max(ceil(log10(max(high, 1e-3))), self._low + 1)
         else:
-            self._low, self._high = 1.0, max(1.1, high * 1.02)
+            self._low, self._high = 1.0, max(1.08, high * 1.02)
 
     def x(self, value: float) -> float:
         at = log10(max(value, 1e-3)) if self.is_time else value
         share = (at - self._low) / (self._high - self._low)
-        return LABELS + min(max(share, 0.0), 1.0) * (WIDTH - LABELS - 56)
+        return LABELS + min(max(share, 0.0), 1.0) * (WIDTH - LABELS - RIGHT)
 
     def ticks(self) -> Iterator[tuple[float, str]]:
         if self.is_time:
             for power in range(int(self._low), int(self._high) + 1):
                 yield 10.0**power, f"{10.0**power:g} s"
         else:
-            for tenth in range(10, int(self._high * 10) + 1):
-                yield tenth / 10, f"{tenth / 10:g}"
+            step = next(step for step in STEPS if self._high - self._low <= 8 * step or step == STEPS[-1])
+            for number in range(int((self._high - self._low) / step) + 1):
+                yield self._low + number * step, f"{self._low + number * step:g}"
 
 
 def picture(summed: Sequence[Summary]) -> str:
@@ -85,7 +88,7 @@ def _panel(name: str, group: Sequence[Summary], height: int) -> Iterator[str]:
     rows = [_values(one, ratios) for one in group]
     axis = _Axis([value for row in rows for value in row], is_time=not ratios)
     yield f'<text class="head" x="0" y="14">{escape(name)}</text>'
-    yield f'<text class="dim" x="{LABELS}" y="14">{what}</text>'
+    yield f'<text class="dim" x="{WIDTH - RIGHT}" y="14" text-anchor="end">{what}</text>'
     for value, label in axis.ticks():
         x, foot = axis.x(value), height - FOOT
         yield f'<line class="grid" x1="{x:.1f}" y1="{HEAD - 10}" x2="{x:.1f}" y2="{foot}"/>'

@@ -136,7 +136,7 @@ class Swarm:
     # --- the log ---
 
     def _fold(self, role: str, writer: str, events: list[Event]) -> None:
-        """Store and fold one commit, and do what follows from it."""
+        """Store one commit and read it back."""
         self._seq += 1
         self._moved_ms = self.now_ms
         if role == "orchestrator":
@@ -147,7 +147,10 @@ class Swarm:
             node.commits += 1
             n, node.receipt = node.commits, self._seq
         told: list[Event | Garbage] = [*events]
-        commit = Commit(self._seq, role, writer, BOOT, n, self._seq - 1, f"{BOOT}.{n}", told, self.now_ms)
+        self.take(Commit(self._seq, role, writer, BOOT, n, self._seq - 1, f"{BOOT}.{n}", told, self.now_ms))
+
+    def take(self, commit: Commit) -> None:
+        """The leader reads a commit of the log."""
         for effect in self.leader.fold(commit, self.now_ms):
             if type(effect) is fx.Ended:
                 self._ended(effect)
