@@ -25,9 +25,20 @@ class Agent:
 
     A task stays with the `version` it began with. Members that offer another one run it only if that `migrates` from
     the first: their code must then go through the recorded steps, under their new names, as the old code did.
+
+    Two attempts of an `idempotent` agent may run at once: when one is late it gets another beside it, and the first
+    result counts.
     """
 
-    def __init__(self, name: str, run: AgentFunction, version: str = "1", migrates: Migrations | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        run: AgentFunction,
+        version: str = "1",
+        migrates: Migrations | None = None,
+        idempotent: bool = False,
+    ) -> None:
+        self.idempotent = idempotent
         self.name = check_name("agent", name)
         self.run = run
         self.version = check_name("version", version)
@@ -48,7 +59,7 @@ def agent(function: AgentFunction) -> AgentFunction: ...
 
 @overload
 def agent(
-    *, name: str = "", version: str = "1", migrates: Migrations | None = None
+    *, name: str = "", version: str = "1", migrates: Migrations | None = None, idempotent: bool = False
 ) -> Callable[[AgentFunction], AgentFunction]: ...
 
 
@@ -58,11 +69,12 @@ def agent(
     name: str = "",
     version: str = "1",
     migrates: Migrations | None = None,
+    idempotent: bool = False,
 ) -> Any:
     """Mark an async function as an agent, under its own name or `name`; the function stays callable.
 
     Raise `version` when tasks under way could not go on with the new code; `migrates={"1": {"old": "new"}}` lets it
-    take over tasks of version 1 whose steps were renamed.
+    take over tasks of version 1 whose steps were renamed. Late attempts of an `idempotent` agent are hedged.
 
     @agent
     async def greet(ctx, who):
@@ -70,7 +82,7 @@ def agent(
     """
 
     def mark(marked: AgentFunction) -> AgentFunction:
-        setattr(marked, _MARK, Agent(name or getattr(marked, "__name__", ""), marked, version, migrates))
+        setattr(marked, _MARK, Agent(name or getattr(marked, "__name__", ""), marked, version, migrates, idempotent))
         return marked
 
     return mark if function is None else mark(function)

@@ -260,7 +260,7 @@ def _settings() -> Iterator[tuple[str, str, str]]:
     tables |= {"[program.<name>]": config.ProgramTable, "[tool.<name>]": config.ToolTable}
     tables |= {"[mcp.<name>]": config.McpTable}
     tables |= {"[provider.<name>]": config.ProviderTable, '[price."<provider:model>"]': Price}
-    tables |= {"[tenant.<name>]": config.BudgetTable, "[schedule.<name>]": config.ScheduleTable}
+    tables |= {"[tenant.<name>]": config.TenantTable, "[key.<name>]": config.KeyTable, "[schedule.<name>]": config.ScheduleTable}
     for section, struct in tables.items():
         for known in msgspec.structs.fields(struct):
             if known.required:

@@ -23,6 +23,7 @@ from swarmd.config.tables import (
     BudgetTable,
     DataTable,
     HiveTable,
+    KeyTable,
     LimitsTable,
     LogTable,
     McpTable,
@@ -31,10 +32,12 @@ from swarmd.config.tables import (
     ModelTable,
     NatsTable,
     ObserverTable,
+    PlacementTable,
     ProgramTable,
     ProviderTable,
     ScheduleTable,
     SwarmTable,
+    TenantTable,
     ToolsTable,
     ToolTable,
     WebTable,
@@ -55,6 +58,7 @@ __all__ = [
     "BudgetTable",
     "DataTable",
     "HiveTable",
+    "KeyTable",
     "LimitsTable",
     "LogTable",
     "McpTable",
@@ -64,11 +68,13 @@ __all__ = [
     "NatsTable",
     "ObserverTable",
     "Overrides",
+    "PlacementTable",
     "ProgramTable",
     "ProviderTable",
     "ScheduleTable",
     "Settings",
     "SwarmTable",
+    "TenantTable",
     "ToolTable",
     "ToolsTable",
     "WebTable",
@@ -100,7 +106,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     observer: ObserverTable = ObserverTable()
     limits: LimitsTable = LimitsTable()
     budget: BudgetTable = BudgetTable()
-    tenant: dict[str, BudgetTable] = field(default_factory=dict)
+    tenant: dict[str, TenantTable] = field(default_factory=dict)
+    placement: PlacementTable = PlacementTable()
+    key: dict[str, KeyTable] = field(default_factory=dict)
     swarm: dict[str, SwarmTable] = field(default_factory=dict)
     hive: HiveTable | None = None
     agent: tuple[AgentTable, ...] = ()
@@ -158,6 +166,7 @@ SECTIONS: Final[dict[str, type[Struct]]] = {
     "memory": MemoryTable,
     "observer": ObserverTable,
     "limits": LimitsTable,
+    "placement": PlacementTable,
     "budget": BudgetTable,
 }
 

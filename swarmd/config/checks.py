@@ -75,6 +75,10 @@ def _check_budgets(settings: Settings, where: str) -> None:
     for tenant in settings.tenant:
         if not 0 < len(tenant) <= 64:
             raise Rejected("bad_config", f"{where}: tenant {tenant[:80]!r}: a tenant's name has 1 to 64 characters")
+    for key in settings.key:
+        if not 0 < len(key) <= 128 or "*" in key[:-1]:
+            why = "a key has 1 to 128 characters, and * only at its end, for all keys that begin so"
+            raise Rejected("bad_config", f"{where}: key {key[:150]!r}: {why}")
 
 
 def _check_tools(settings: Settings, where: str) -> None:

@@ -12,7 +12,10 @@ from msgspec import Struct, field
 from swarmd.core.agent import AgentSpec
 from swarmd.core.events import Budget, Limit
 from swarmd.core.ids import NAME_PATTERN
+from swarmd.core.keys import KeyPolicy
 from swarmd.core.model_profile import Structured, SystemRole, TokenParameter
+from swarmd.core.placement import TenantPolicy
+from swarmd.core.policies import PlacementSettings
 from swarmd.core.program import ProgramSpec
 from swarmd.core.schedule_spec import ScheduleSpec
 
@@ -192,7 +195,7 @@ class LimitsTable(Struct, frozen=True, forbid_unknown_fields=True):
     live_tasks_max: Positive = 1_000_000
     remembered_max: Positive = 250_000
     dead_max: Positive = 10_000
-    losses_max: Positive = 10
+    losses_max: Positive = 5
     log_bytes_max: Positive = 8 * 1024**3
     intake_bytes_max: Positive = 256 * 1024**2
     blob_bytes_max: Positive = 8 * 1024**3
@@ -219,6 +222,42 @@ class BudgetTable(Struct, frozen=True, forbid_unknown_fields=True):
         """The same for one task, which has no days."""
         limit = self.limit()
         return Budget(limit.tokens, limit.cost_microusd, limit.steps, limit.wall_ms)
+
+
+class TenantTable(BudgetTable, frozen=True, forbid_unknown_fields=True):
+    """What a tenant may spend, and its share: slots by `weight` where tenants compete, at most `slots_max` of them.
+
+    With `live_max` live tasks its next submissions are refused (`tenant_full`). 0 is no bound.
+    """
+
+    weight: typing.Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 1.0
+    slots_max: Natural = 0
+    live_max: Natural = 0
+
+    def policy(self) -> TenantPolicy:
+        """Its share and bounds."""
+        return TenantPolicy(self.weight, self.slots_max, self.live_max)
+
+
+class KeyTable(KeyPolicy, frozen=True, forbid_unknown_fields=True):
+    """A concurrency key, or with a name that ends in `*` all that begin so."""
+
+
+class PlacementTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """How leaders place tasks. A level of priority is worth `ageing_ms` of waiting.
+
+    Attempts of idempotent agents that take longer than `hedge_quantile` of them get a second one beside them, as long
+    as those are at most `hedge_share` of all (0: never).
+    """
+
+    policy: Literal["adaptive", "pull"] = "adaptive"
+    ageing_ms: Natural = 10_000
+    hedge_share: typing.Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
+    hedge_quantile: typing.Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.95
+
+    def settings(self) -> PlacementSettings:
+        """The same for a leader."""
+        return PlacementSettings(self.policy, self.ageing_ms, self.hedge_share, self.hedge_quantile)
 
 
 class SwarmTable(Struct, frozen=True, forbid_unknown_fields=True):

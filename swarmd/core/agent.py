@@ -24,7 +24,8 @@ class AgentSpec(Struct, frozen=True, omit_defaults=True):
     """A declared LLM agent: what `swarm.toml` says about it.
 
     `model` may be several, asked in turn when one fails. `output` is the JSON Schema of its answer. `verify` names an
-    agent that judges each answer: what it objects to is told to the model, at most `verify_max` times.
+    agent that judges each answer: what it objects to is told to the model, at most `verify_max` times. Late attempts of
+    an `idempotent` one are hedged.
     """
 
     name: str
@@ -34,6 +35,7 @@ class AgentSpec(Struct, frozen=True, omit_defaults=True):
     turns_max: int = 20
     temperature: float | None = None
     version: str = "1"
+    idempotent: bool = False
     stream: bool = False
     output: dict[str, Any] | None = None
     verify: str = ""

@@ -17,7 +17,7 @@ from swarmd.core.codec import too_deep
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Submitted
 from swarmd.core.ids import check_name, check_reply, check_task_id, is_plain
-from swarmd.core.wire import Submission, TaskQuery
+from swarmd.core.wire import Feedback, Submission, TaskQuery
 
 #: Inputs and outputs up to this many bytes travel in events; larger ones are stored as blobs.
 INLINE_BYTES_MAX: Final = 256 * 1024
@@ -39,6 +39,7 @@ class _Replied(Struct):
 _one: Final = msgspec.json.Decoder(Submission)
 _many: Final = msgspec.json.Decoder(list[Submission])
 _query: Final = msgspec.json.Decoder(TaskQuery)
+_feedback: Final = msgspec.json.Decoder(Feedback)
 _DEFAULTS: Final = (Submission("x").retry, Submission("x").budget)
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
 #: What may be a number beyond all bounds: JSON knows none, who reads it does.
@@ -87,6 +88,17 @@ def parse_query(payload: bytes) -> TaskQuery:
     query = _decode(_query, payload)
     check_task_id(query.task)
     return query
+
+
+def parse_feedback(payload: bytes) -> Feedback:
+    """A judgement of a task."""
+    feedback = _decode(_feedback, payload)
+    check_task_id(feedback.task)
+    if not -1 <= feedback.score <= 1:
+        raise Rejected("bad_field", "score must be from -1 (bad) to 1 (good)")
+    if len(feedback.comment) > 2_000 or len(feedback.by) > 200:
+        raise Rejected("bad_field", "comment holds at most 2,000 characters, by at most 200")
+    return feedback
 
 
 def parse_as(kind: type[_T], payload: bytes) -> _T:
@@ -145,9 +157,15 @@ def check(submission: Submission) -> Submission:
             raise Rejected("bad_field", "give either input or input_blob, not both")
     if len(submission.tenant) > 64:
         raise Rejected("bad_field", "tenant holds at most 64 characters")
-    if len(submission.concurrency_key) > 128:
-        raise Rejected("bad_field", "concurrency_key holds at most 128 characters")
+    check_key(submission.concurrency_key)
     return submission
+
+
+def check_key(key: str) -> str:
+    """Return `key` if it can be a concurrency key ("": none); raise `Rejected` otherwise."""
+    if len(key) > 128:
+        raise Rejected("bad_field", "concurrency_key holds at most 128 characters")
+    return key
 
 
 def _check_labels(what: str, labels: dict[str, str]) -> None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Final
 from swarmd.core.budgets import is_open, is_shared, names_of
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Spending
-from swarmd.core.state import Member, SwarmState, Task, live_attempt, tombstone
+from swarmd.core.experience import SURE
+from swarmd.core.placement import SUSPECT_LOSSES
+from swarmd.core.state import Member, SwarmState, Task, Use, live_attempt, tombstone
 from swarmd.core.wire import (
     AccountStatus,
     Crew,
@@ -19,6 +21,7 @@ from swarmd.core.wire import (
     NextSlot,
     SwarmStatus,
     TaskStatus,
+    TenantStatus,
 )
 
 if TYPE_CHECKING:
@@ -55,9 +58,17 @@ def swarm_status(leader: Leader, now_ms: int) -> SwarmStatus:
         leader.refusing,
         [account_status(state, name) for name in state.accounts if is_shared(name)],
         [NextSlot(one.id, one.agent, one.next_ms) for one in leader.planner.status()],
+        [_tenant_status(leader, name, use) for name, use in state.tenants.items() if name or len(state.tenants) > 1],
+        dict(state.keys),
+        {agent: round(learned.mean_ms) for agent, learned in state.learned.items()},
         crew=crew,
         offers=offers,
     )
+
+
+def _tenant_status(leader: Leader, name: str, use: Use) -> TenantStatus:
+    policy = leader.settings.tenants.get(name)
+    return TenantStatus(name, use.live, use.slots, policy.weight if policy is not None else 1.0)
 
 
 def crews(leader: Leader) -> tuple[Crew, dict[str, Crew]]:
@@ -121,7 +132,16 @@ def _member_status(leader: Leader, member: Member, now_ms: int) -> MemberStatus:
         max(0, now_ms - heard) if heard else -1,
         leader.links.reachable(member),
         round(leader.links.phi(member, now_ms), 2),
+        quarantined=member.quarantined,
+        slowness=_slowness(member, now_ms),
+        labels=member.labels,
     )
+
+
+def _slowness(member: Member, now_ms: int) -> dict[str, float]:
+    """Of the agents that it has run often enough to tell."""
+    known = {agent: pace.slowness(now_ms) for agent, pace in member.paces.items() if pace.runs >= SURE}
+    return {agent: round(times, 2) for agent, times in known.items()}
 
 
 def account_status(state: SwarmState, name: str) -> AccountStatus:
@@ -157,6 +177,7 @@ def task_status(leader: Leader, task_id: str) -> TaskStatus:
         state.seq,
         Spending(task.spent_tokens, task.spent_microusd, task.spent_steps, task.ran_ms),
         [account_status(state, name) for name in names_of(state.accounts, task.draws, task.tenant)],
+        list(task.victims),
     )
 
 
@@ -197,4 +218,11 @@ def _waiting_for(leader: Leader, task: Task) -> str:
         return f"a member of agent {task.agent!r} with labels {task.requires}: none has them"
     if task.version and not any(task.version in m.runs(task.agent) for m in suited):
         return f"a member with version {task.version} of agent {task.agent!r}, which it began with: none offers it"
-    return f"a free slot among {len(suited)} members"
+    if leader.placing.is_blocked(task.id):
+        return f"its concurrency key {task.concurrency_key!r}: as many tasks of it run, or have begun, as may"
+    if len(task.victims) >= SUSPECT_LOSSES:
+        return f"a process of its own: {len(task.victims)} members were lost while they ran it"
+    well = [member for member in suited if not member.quarantined]
+    if not well:
+        return f"its turn as a probe: all {len(suited)} members that suit are quarantined"
+    return f"a free slot among {len(well)} members"

@@ -90,6 +90,19 @@ class LoadQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
     tasks: list[str] = field(default_factory=list)
 
 
+class DurationsQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Which agents are asked about."""
+
+    agents: list[str]
+
+
+class Durations(Struct, omit_defaults=True):
+    """The mean milliseconds of an attempt, by agent, as of log sequence `seq`; without those that never ended one."""
+
+    durations: dict[str, int]
+    seq: int
+
+
 class MemberQuery(Struct, forbid_unknown_fields=True, omit_defaults=True):
     """A page of a swarm's members: at most `limit`, those behind the member `after` ("": from the first)."""
 

@@ -19,6 +19,13 @@ class Planning(People):
         """
         await self._ask("schedule", {"id": name, "agent": agent, "input": wanted, **options}, Receipt)
 
+    async def feedback(self, task: str, score: float, comment: str = "", by: str = "") -> None:
+        """Judge a finished task from -1 (bad) to 1 (good); placement learns from it.
+
+        Raises `Rejected`: "not_finished", "unknown_task", "bad_field".
+        """
+        await self._ask("feedback", {"task": task, "score": score, "comment": comment, "by": by}, Receipt)
+
     async def unschedule(self, name: str) -> None:
         """Remove a schedule; tasks that it has made live on. Raises `Rejected` ("unknown_schedule", "declared")."""
         await self._ask("unschedule", {"schedule": name}, Receipt)

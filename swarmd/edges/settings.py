@@ -208,7 +208,14 @@ def leader_settings(settings: Settings, swarm: str) -> LeaderSettings:
             check_schedule(schedule, cron, 0)  # at whatever time: one that is over is no mistake
         except Rejected as error:
             raise Rejected(error.code, f"schedule {name}: {error.message}") from None
-    return LeaderSettings(bounds, budgets=settings.budgets, schedules=schedules)
+    return LeaderSettings(
+        bounds,
+        budgets=settings.budgets,
+        schedules=schedules,
+        placement=settings.placement.settings(),
+        tenants={name: table.policy() for name, table in settings.tenant.items()},
+        keys=dict(settings.key),
+    )
 
 
 def stream_limits(settings: Settings) -> StreamLimits:

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Raw
 
+from swarmd.core import subjects
 from swarmd.core.budgets import check_limits
+from swarmd.core.commands import check_key
 from swarmd.core.events import Budget, Dropped, Spawned
 from swarmd.core.ids import check_name, child_id
 from swarmd.core.outcomes import outcome_at
+from swarmd.core.wire import Durations, DurationsQuery
 from swarmd.roles.attempt import AgentFailed, Child, ChildFailed
 from swarmd.roles.journal import Journal
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from swarmd.core.wire import Outcome
 
 PRIORITY_MAX = 1_000
+ASK_MS = 5_000
 
 
 class Family(Journal):
@@ -35,11 +39,14 @@ class Family(Journal):
         labels: Mapping[str, str] | None = None,
         priority: int | None = None,
         budget: Budget | None = None,
+        concurrency_key: str = "",
+        rank_ms: int = 0,
     ) -> Child:
         """Want a child task, as a step; `swarm` names a child swarm of this one that shall run it.
 
         It inherits deadline, tenant and retry policy. Its `priority` is its parent's or lower, and a `budget` of its
-        own is spent from its parent's too.
+        own is spent from its parent's too. `rank_ms` is about how long this task will take from the child's start on
+        (`durations` knows): where siblings compete for slots, the one with the longest way ahead goes first.
         """
         check_name("agent", agent)
         key = self._key("spawn")
@@ -52,6 +59,7 @@ class Family(Journal):
         self._spawned += 1
         child = Child(child_id(self.task, self._spawned))
         fact = Spawned(epoch=self.epoch, key=key, n=self._spawned, agent=agent)
+        fact.concurrency_key, fact.rank_ms = check_key(concurrency_key), max(0, int(rank_ms))
         fact.requires = {"swarm": check_name("swarm", swarm)} if swarm else {}
         if priority is not None:
             fact.priority = max(-PRIORITY_MAX, min(PRIORITY_MAX, int(priority)))
@@ -67,6 +75,16 @@ class Family(Journal):
             fact.input, fact.input_blob = await self.pack(wanted)
             await self._record(fact)
         return child
+
+    async def durations(self, *agents: str) -> dict[str, int]:
+        """How long attempts of these agents take, in milliseconds, as far as the swarm knows. A step."""
+
+        async def act() -> Any:
+            payload = msgspec.json.encode(DurationsQuery(list(agents)))
+            answer = await self._ports.bus.request(subjects.ctl(self._ports.swarm, "durations"), payload, ASK_MS)
+            return msgspec.json.decode(answer, type=Durations).durations
+
+        return msgspec.convert(await self._journaled(self._key("durations"), "durations", act), dict[str, int])
 
     async def gather(self, *children: Child, return_failures: bool = False) -> list[Any]:
         """The children's outputs, in order. Waits without a slot when they take longer than a moment.

@@ -89,7 +89,7 @@ def llm_agent(spec: AgentSpec, tool_specs: Callable[[str], ToolSpec]) -> Agent:
                     failure = give_up.failure
                     raise AgentFailed(failure.code, failure.message, retryable=False)
 
-    return Agent(spec.name, run, spec.version)
+    return Agent(spec.name, run, spec.version, idempotent=spec.idempotent)
 
 
 async def _answered(ctx: Context, spec: AgentSpec, turns: list[Turn], tools: list[ToolSpec]) -> list[Turn]:

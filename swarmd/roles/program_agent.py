@@ -80,7 +80,7 @@ def program_agent(name: str, spec: ProgramSpec, programs: Programs) -> Agent:
             words.close()
         return output
 
-    return Agent(name, run, spec.version, spec.migrates)
+    return Agent(name, run, spec.version, spec.migrates, spec.idempotent)
 
 
 class _Words:

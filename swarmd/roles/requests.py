@@ -19,6 +19,7 @@ from swarmd.core.status import members_page, swarm_status, task_status
 from swarmd.core.wire import MemberQuery, Outcome, Receipt
 from swarmd.roles.hive_requests import HiveRequests
 from swarmd.roles.people_requests import PeopleRequests
+from swarmd.roles.placement_requests import PlacementRequests
 from swarmd.roles.reading import Reader
 from swarmd.roles.reconcile_requests import ReconcileRequests
 from swarmd.roles.schedule_requests import ScheduleRequests
@@ -73,9 +74,10 @@ class Requests:
             "cancel": self._on_cancel,
             "redrive": self._on_redrive,
             **self._people.verbs(),
+            **PlacementRequests(leader, self._reply, _ResultAsk).verbs(),
             **ScheduleRequests(leader, clock, self._reply, _ResultAsk).verbs(),
-            **ReconcileRequests(leader, clock, self._reply, _ResultAsk).verbs(),
             **HiveRequests(leader, self._reply, _ResultAsk).verbs(),
+            **ReconcileRequests(leader, clock, self._reply, _ResultAsk).verbs(),
         }
 
     def answer(self, ask: object, answer: Receipt | Outcome) -> None:

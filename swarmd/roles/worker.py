@@ -89,6 +89,7 @@ class Worker(MemberProcess):
             node=node.node,
             labels=dict(node.labels),
             versions={name: a.versions for name, a in node.agents.items() if a.versions != FIRST_VERSION},
+            idempotent=sorted(name for name, a in node.agents.items() if a.idempotent),
         )
 
     def node_status(self, node: str, listed: bool) -> NodeStatus:

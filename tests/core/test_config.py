@@ -207,7 +207,8 @@ def test_the_sample_lists_every_setting_with_its_default() -> None:
     for section, table in config.SECTIONS.items():
         assert set(tree[section]) | commented.get(section, set()) == _fields(table), section
         assert getattr(settings, section) == table(), section
-    assert set(tree["tenant"]["acme"]) == _fields(config.BudgetTable)
+    assert set(tree["tenant"]["acme"]) == _fields(config.TenantTable)
+    assert set(tree["key"]["crm-*"]) == _fields(config.KeyTable)
     assert set(tree["schedule"]["digest"]) | {"every_ms"} == _fields(config.ScheduleTable)
     assert set(tree["swarm"]["main"]) == _fields(config.SwarmTable)
     assert settings.swarm == {"main": config.SwarmTable()}

@@ -31,6 +31,7 @@ def add(commands: flags.Commands) -> None:
     submit.add_argument("--priority", type=int, default=0, help="-1000 to 1000, higher first")
     submit.add_argument("--timeout", type=float, default=0, metavar="SECONDS", help="give up after so long (0: never)")
     submit.add_argument("--tenant", default="")
+    submit.add_argument("--key", default="", help="its concurrency key: tasks of one key run one by one, or as set")
     submit.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
     submit.add_argument("--budget", action="append", default=[], metavar="KEY=N", help=HELP)
     submit.add_argument("--attempts-max", type=int, default=3, metavar="N", help="attempts before it is dead")
@@ -53,6 +54,11 @@ def add(commands: flags.Commands) -> None:
     cancel.add_argument("--reason", default="")
     redrive = commands.add("redrive", _redrive, "give a dead task new attempts", "swarmd redrive 0198c2-…")
     redrive.add_argument("task", metavar="TASK")
+    judged = commands.add("feedback", _feedback, "judge a finished task", "swarmd feedback 0198c2-… 0.8 --comment good")
+    judged.add_argument("task", metavar="TASK")
+    judged.add_argument("score", metavar="SCORE", type=float, help="from -1 (bad) to 1 (good)")
+    judged.add_argument("--comment", default="")
+    judged.add_argument("--by", default="", help="who judges")
 
 
 # --- submit and result -----------------------------------------------------------------------------
@@ -122,6 +128,7 @@ async def _submit_over(session: Session, wanted: Any, begin_ms: int) -> int:
         "timeout_ms": round(args.timeout * 1000),
         "not_before_ms": begin_ms,
         "tenant": args.tenant,
+        "concurrency_key": args.key,
         "labels": flags.labels_of(args.label),
         "retry": RetryPolicy(attempts_max=args.attempts_max),
         "budget": budget_of(args.budget),
@@ -344,6 +351,20 @@ def _cancel(args: argparse.Namespace) -> int:
 
 def _redrive(args: argparse.Namespace) -> int:
     return _command(args, "redrive", "gets new attempts")
+
+
+def _feedback(args: argparse.Namespace) -> int:
+    from swarmd.edges.cli.session import run
+
+    async def act(session: Session) -> int:
+        from swarmd.core.wire import Feedback, Receipt
+
+        feedback = Feedback(session.query(args.task).task, args.score, args.comment, args.by)
+        receipt = await session.ctl("feedback", feedback, Receipt)
+        session.tell({"task": receipt.task}, f"task {receipt.task} is judged")
+        return flags.OK
+
+    return run(args, act)
 
 
 def _command(args: argparse.Namespace, verb: str, done: str) -> int:
