@@ -48,6 +48,7 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[shared],
+        allow_abbrev=False,  # a command's own flag may begin like several global ones
     )
     top.add_argument("--version", action=_Version, nargs=0, help="show the version")
     commands = flags.Commands(top, shared)
