@@ -388,6 +388,21 @@ class MemberLeft(Fact):
     member: str
 
 
+class Reunited(Fact):
+    """A child swarm and its parent hear of each other again; what came of it, for people. It changes nothing.
+
+    `way` is what was cut: that of the delegate to the "child", or to its "parent". `tasks` counts attempts: `running`
+    then; `late` ones were finished meanwhile; `going_on` still run; `unknown` ones are new to the child; of those to be
+    stopped, `stopped` were so late, `too_late` were finished. `examples` names some of each kind.
+    """
+
+    member: str
+    way: Literal["child", "parent"]
+    cut_ms: int
+    tasks: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+
 class Stepped(Fact):
     """One step of an attempt is done; its result is never computed or paid for again.
 
@@ -562,6 +577,7 @@ FACTS: Final[dict[str, type[Fact]]] = {
     "swarmd.member.joined.v1": MemberJoined,
     "swarmd.member.left.v1": MemberLeft,
     "swarmd.member.lost.v1": MemberLost,
+    "swarmd.member.reunited.v1": Reunited,
     "swarmd.member.quarantined.v1": Quarantined,
     "swarmd.member.readmitted.v1": Readmitted,
 }
@@ -570,18 +586,8 @@ TYPES: Final[dict[type[Fact], str]] = {fact: name for name, fact in FACTS.items(
 MEMBER_ROLES: Final = frozenset({"worker", "delegate"})
 LEADER_ROLES: Final = frozenset({"orchestrator"})
 _MEMBER_FACTS: Final = (
-    MemberJoined,
-    MemberLeft,
-    Stepped,
-    GrantWanted,
-    Spawned,
-    Awaited,
-    Sent,
-    Dropped,
-    Suspended,
-    Returned,
-    Completed,
-    Failed,
+    *(MemberJoined, MemberLeft, Reunited, Stepped, GrantWanted, Spawned, Awaited, Sent, Dropped),
+    *(Suspended, Returned, Completed, Failed),
 )
 #: Which role may write which fact. The subject says the role, and the broker's permissions guarantee it.
 AUTHORITY: Final[dict[type[Fact], frozenset[str]]] = {

@@ -19,6 +19,7 @@ from swarmd.core.events import (
     MemberJoined,
     MemberLeft,
     Returned,
+    Reunited,
     Sent,
     Spawned,
     Stepped,
@@ -68,6 +69,11 @@ def _member_left(state: SwarmState, commit: Commit, index: int, subject: str, fa
     del state.members[fact.member]
     out.append(fx.Gone(member))
     return ""
+
+
+def _reunited(state: SwarmState, commit: Commit, index: int, subject: str, fact: Reunited, out: Sink) -> str:
+    member = state.members.get(fact.member)
+    return "" if member is not None and _speaks_for(commit, member) else "wrong_member"
 
 
 def _speaks_for(commit: Commit, member: Member) -> bool:
@@ -288,6 +294,7 @@ def _failed(state: SwarmState, commit: Commit, index: int, subject: str, fact: F
 MEMBER_TRANSITIONS: Final[dict[type[Fact], Callable[..., str]]] = {
     MemberJoined: _member_joined,
     MemberLeft: _member_left,
+    Reunited: _reunited,
     Stepped: _stepped,
     Awaited: _awaited,
     Sent: _sent,

@@ -35,6 +35,7 @@ from swarmd.roles.member import MemberPorts, MemberProcess, MemberSettings
 from swarmd.roles.orchestrator import Orchestrator, OrchestratorPorts
 from swarmd.roles.reading import Reader
 from swarmd.roles.replica import load_state
+from swarmd.roles.reunion import CUT_MS
 from swarmd.roles.worker import NodeOffer, Worker
 from swarmd.roles.writer import LogWriter, sign
 from swarmd.sdk import Agent
@@ -310,6 +311,7 @@ class DelegateOptions(Struct, frozen=True):
     capacity_max: int = 256
     child_nats: NatsSettings | None = None
     drain_ms: int = 5_000
+    cut_ms: int = CUT_MS
 
 
 async def run_delegate(
@@ -333,6 +335,7 @@ async def run_delegate(
             parent_blobs=NatsBlobs(wire.bus, parent),
             child_blobs=NatsBlobs(inner.bus, child),
         )
-        delegate = Delegate(DelegateSettings(parent, child, boot, options.labels, options.capacity_max), ports)
+        settings = DelegateSettings(parent, child, boot, options.labels, options.capacity_max, options.cut_ms)
+        delegate = Delegate(settings, ports)
         drained, back = _Drained(delegate, options.drain_ms), _told_of_return(writer, log)
         await live((wire, heart, inner), drained, stop, ready, reconnected=back, serving=delegate.joined)

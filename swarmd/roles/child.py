@@ -113,8 +113,8 @@ class ChildSwarm:
         if error is not None:
             log.debug("swarm %s keeps %s: %s", self.name, task, error.message)
 
-    async def cancel(self, task: str, reason: str) -> None:
-        """Cancel a task; returns once the child has answered, whether there was anything left to cancel or not."""
+    async def cancel(self, task: str, reason: str) -> str:
+        """Cancel a task; returns once the child has answered: "", or "finished", or "unknown_task"."""
         payload = msgspec.json.encode(TaskQuery(task, reason=reason))
         pause_ms = PAUSE_MS
         while True:
@@ -122,13 +122,27 @@ class ChildSwarm:
                 answer = msgspec.json.decode(
                     await self._bus.request(subjects.ctl(self.name, "cancel"), payload, REQUEST_MS), type=_Answer
                 )
-                if answer.error is None or answer.error.code in ("finished", "unknown_task"):
-                    return
+                if answer.error is None:
+                    return ""
+                if answer.error.code in ("finished", "unknown_task"):
+                    return answer.error.code
                 log.warning("swarm %s did not cancel %s: %s", self.name, task, answer.error.message)
             except Fault as error:
                 log.info("swarm %s cannot be asked to cancel %s: %s", self.name, task, error.message)
             await asyncio.sleep(pause_ms / 1000)
             pause_ms = min(pause_ms * 2, PAUSE_MS_MAX)
+
+    async def state_of(self, task: str) -> str:
+        """The state of a task in the child, "unknown" if it has none such. Raises `Fault` when nobody answers."""
+        query = msgspec.json.encode(TaskQuery(task))
+        try:
+            answer = await self._bus.request(subjects.ctl(self.name, "status"), query, REQUEST_MS)
+            told = msgspec.json.decode(answer, type=_Answer)
+        except UNREADABLE as error:
+            raise Fault("bad_answer", f"swarm {self.name} gave no state of {task}: {error}") from None
+        if told.error is not None and told.error.code != "unknown_task":
+            raise Fault(told.error.code, told.error.message)
+        return told.state or "unknown"
 
     # --- submitting ---
 

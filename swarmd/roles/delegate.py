@@ -25,7 +25,9 @@ from swarmd.core.sharing import RING_LABEL, labels_for, path_of
 from swarmd.core.wire import Heartbeat, Load, Outcome, Submission, SwarmLoad, SwarmStatus
 from swarmd.ports import Blobs
 from swarmd.roles.child import ChildSwarm
+from swarmd.roles.exchange import carry
 from swarmd.roles.member import Key, MemberPorts, MemberProcess, MemberSettings, failed
+from swarmd.roles.reunion import CUT_MS, Reunion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOK_MS: Final = 250
-COPY_AGAIN_MS: Final = 500
 #: A delegate that was not heard for so long is taken for dead by another that starts.
 SILENT_MS: Final = 900
 STATUS_MS_MAX: Final = 2_000
@@ -58,6 +59,7 @@ class DelegateSettings(MemberSettings, frozen=True):
 
     labels: Mapping[str, str] = {}
     capacity_max: int = CAPACITY_MAX
+    cut_ms: int = CUT_MS
 
 
 class Offer(Struct, frozen=True):
@@ -89,6 +91,7 @@ class Delegate(MemberProcess):
         self._offer, self._announced = Offer(), Offer()
         self._full_looks = 0
         self._silences = 0
+        self._reunion = Reunion(ports.child, ports.parent.clock, self._delegated, settings.cut_ms)
         self._load: Load | None = None
         self._ring = False
         self._replaced = asyncio.Event()
@@ -116,6 +119,7 @@ class Delegate(MemberProcess):
         """Keep the offer as true as the child's state."""
         self._group.create_task(self._watch())
         self._group.create_task(self._yield_to_another())
+        self._group.create_task(self._reunion.run(self._shell.writer))
 
     def offers(self) -> list[MemberJoined]:
         """The child as it was last seen."""
@@ -159,6 +163,7 @@ class Delegate(MemberProcess):
                 log.warning("swarm %s does not answer (%s): it gets no new work", self._child.name, error.message)
             return
         self._silences, self._load = 0, seen.load
+        self._reunion.heard("child")
         self._full_looks = FULL_LOOKS if seen.refusing else max(0, self._full_looks - 1)
         if self._who.swarm in seen.load.below:
             self._found_ring()
@@ -236,8 +241,11 @@ class Delegate(MemberProcess):
         """Run the attempt as a task of the child and report its verdict."""
         key = (start.task, start.epoch)
         self._asking.add(key)
+        self._reunion.began(key)
         try:
-            return await self._verdict(start, await self._child.run(await self._submission(start)))
+            outcome = await self._child.run(await self._submission(start))
+            self._reunion.ended(key)
+            return await self._verdict(start, outcome)
         except (Rejected, Conflict) as error:
             if error.code in _FULL:
                 if not self._full_looks:
@@ -247,6 +255,14 @@ class Delegate(MemberProcess):
             return failed(start, error.code, error.message, error.code in _TRY_AGAIN)
         finally:
             self._asking.discard(key)
+            self._reunion.left(key)
+
+    def _see(self, seq: int) -> None:
+        super()._see(seq)
+        self._reunion.heard("parent")
+
+    def _delegated(self, key: Key) -> str:
+        return delegated_id(self._who.swarm, *key)
 
     def _start(self, start: Start) -> None:
         if not self._draining:  # otherwise it is the next delegate's
@@ -263,7 +279,7 @@ class Delegate(MemberProcess):
         if 0 in amounts_of(start.grant):
             raise Rejected("budget_exhausted", "nothing is left of a budget that this task draws on")
         if start.input_blob:
-            await self._copy(start.input_blob, self._ports.parent_blobs, self._ports.child_blobs)
+            await self._carry(start.input_blob, True)
         path = path_of(start.labels, self._who.swarm)
         if self._child.name in path:
             raise Rejected("hive_ring", f"it came through {'/'.join(path)}, so it must not go to {self._child.name}")
@@ -271,7 +287,7 @@ class Delegate(MemberProcess):
         return Submission(
             agent=start.agent,
             input=Raw(bytes(start.input)),
-            id=delegated_id(self._who.swarm, start.task, start.epoch),
+            id=self._delegated((start.task, start.epoch)),
             priority=start.priority,
             timeout_ms=max(left_ms, 1) if start.deadline_at_ms else 0,
             tenant=start.tenant,
@@ -283,7 +299,10 @@ class Delegate(MemberProcess):
     async def _verdict(self, start: Start, outcome: Outcome) -> Fact:
         if outcome.state == "completed":
             if outcome.output_blob:
-                await self._copy(outcome.output_blob, self._ports.child_blobs, self._ports.parent_blobs)
+                try:
+                    await self._carry(outcome.output_blob, False)
+                except Rejected as refused:  # the work is done and paid for, and cannot be had
+                    return self._failed(start, outcome, refused.code, refused.message)
             output = outcome.output if isinstance(outcome.output, Raw) else NULL
             return Completed(
                 epoch=start.epoch,
@@ -295,23 +314,24 @@ class Delegate(MemberProcess):
         assert isinstance(error, Failure)
         if outcome.state == "cancelled" and error.code == RECALLED:
             return Returned(epoch=start.epoch, reason=RECALLED, spent=_spent(start, outcome))
-        fact = failed(start, error.code, f"in swarm {self._child.name}: {error.message}", False)
+        return self._failed(start, outcome, error.code, f"in swarm {self._child.name}: {error.message}")
+
+    @staticmethod
+    def _failed(start: Start, outcome: Outcome, code: str, message: str) -> Fact:
+        fact = failed(start, code, message, False)
         fact.spent = _spent(start, outcome)
         return fact
 
-    async def _copy(self, digest: str, source: Blobs, target: Blobs) -> None:
-        """Bring a blob over by its hash; repeated while a broker is away."""
-        while True:
-            try:
-                await target.put(await source.get(digest))
-                return
-            except Fault as error:
-                log.info("blob %s is not copied yet: %s", digest, error.message)
-                await self._shell.clock.sleep(COPY_AGAIN_MS)
+    async def _carry(self, digest: str, down: bool) -> None:
+        """Bring a blob to the child, or up from it. Raises `Rejected` for one that cannot be had."""
+        above = (self._who.swarm, self._ports.parent_blobs)
+        below = (self._child.name, self._ports.child_blobs)
+        await carry(digest, above if down else below, below if down else above, self._shell.clock)
 
     def stop(self, key: Key) -> None:
         """End the attempt here and its task in the child."""
         self._cancel(key)
+        self._reunion.stopping(key)
         if key not in self._cancels:
             self._cancels.add(key)
             self._group.create_task(self._cancel_there(key))
@@ -319,7 +339,8 @@ class Delegate(MemberProcess):
     async def _cancel_there(self, key: Key) -> None:
         # Submissions and cancels leave on one connection, in order: no submission of ours overtakes this.
         try:
-            await self._child.cancel(delegated_id(self._who.swarm, *key), "its attempt was stopped by the parent swarm")
+            answer = await self._child.cancel(self._delegated(key), "its attempt was stopped by the parent swarm")
+            self._reunion.stopped(key, answer)
         finally:
             self._cancels.discard(key)
 
