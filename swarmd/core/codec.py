@@ -35,7 +35,7 @@ _ROUND: Final = bytes.maketrans(b"[]{}", b"()()")
 _NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
-class Record(Struct):
+class Record(Struct, gc=False):
     """One stored message of a log stream: a commit, or whatever somebody else managed to store there.
 
     `at_ms` is when the broker stored it (milliseconds since 1970), the same for every reader.
@@ -49,7 +49,7 @@ class Record(Struct):
     at_ms: int = 0
 
 
-class Garbage(Struct):
+class Garbage(Struct, gc=False):
     """Something in the log that is no event; `seq` and `index` say where."""
 
     seq: int
@@ -58,7 +58,7 @@ class Garbage(Struct):
     message_id: str = ""
 
 
-class Commit(Struct):
+class Commit(Struct, gc=False):
     """One decoded record. `events` keeps the places of unreadable ones, so that indexes stay true."""
 
     seq: int
@@ -72,7 +72,7 @@ class Commit(Struct):
     at_ms: int = 0
 
 
-class _AnyEnvelope(Struct):
+class _AnyEnvelope(Struct, gc=False):
     """What a reader needs of an envelope; the rest of it is information."""
 
     type: str

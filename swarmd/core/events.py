@@ -3,6 +3,7 @@
 A fact says what happened, in the past tense; the envelope says to which task (`subject`), by whom
 (`source`) and when (information only: no transition reads it). `FACTS` maps each CloudEvents type to
 its fact; a released type is never changed, only succeeded by a `.v2` with an upcast in `codec.py`.
+Facts are trees of what was read from bytes, so the collector of cycles need not look at them (`gc=False`).
 Leader facts carry the `term` they were decided in, a member's reports the `epoch` of their attempt.
 """
 
@@ -15,7 +16,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType, field
 NULL: Final = Raw(b"null")
 
 
-class RetryPolicy(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class RetryPolicy(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """Failed attempts are repeated until there were `attempts_max`, after a delay doubling from `backoff_ms`."""
 
     attempts_max: int = 3
@@ -23,7 +24,7 @@ class RetryPolicy(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields
     backoff_ms_max: int = 30_000
 
 
-class Budget(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Budget(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """What a task and its children together may spend over all attempts; what is left out has no limit.
 
     Cost is in millionths of a US dollar, `wall_ms` the time for which attempts run, added up.
@@ -41,7 +42,7 @@ class Limit(Budget, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
     period: Literal["total", "day"] = "total"
 
 
-class Spending(Struct, frozen=True, omit_defaults=True):
+class Spending(Struct, frozen=True, omit_defaults=True, gc=False):
     """What something cost, in the measures of a budget."""
 
     tokens: int = 0
@@ -50,18 +51,18 @@ class Spending(Struct, frozen=True, omit_defaults=True):
     wall_ms: int = 0
 
 
-class Failure(Struct, omit_defaults=True):
+class Failure(Struct, omit_defaults=True, gc=False):
     """Why something failed: a stable `code` for machines, a `message` for people."""
 
     code: str
     message: str
 
 
-class Fact(Struct, omit_defaults=True, kw_only=True):
+class Fact(Struct, omit_defaults=True, kw_only=True, gc=False):
     """Base of all facts."""
 
 
-class Question(Struct, omit_defaults=True):
+class Question(Struct, omit_defaults=True, gc=False):
     """What a person is asked. `schema` is the JSON Schema of an answer; `digest` binds an approval to `arguments`.
 
     One with a `tool` and no `digest` is about a call of it that a crash cut off.
@@ -81,7 +82,7 @@ class Question(Struct, omit_defaults=True):
     digest: str = ""
 
 
-class Schedule(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Schedule(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """Tasks at points in time, its slots: each `every_ms`, or whenever `cron` says so in the time zone `zone`.
 
     The first slot of an interval is at `not_before_ms` if that is given, else an interval after now. A slot that is
@@ -114,7 +115,7 @@ class Schedule(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
 WaitKind = Literal["timer", "event", "message", "human"]
 
 
-class Why(Struct, frozen=True, omit_defaults=True):
+class Why(Struct, frozen=True, omit_defaults=True, gc=False):
     """Why an attempt was given to its member, so that a replay can explain it.
 
     `rule`: "load" (least loaded of `free` members that could take it), "speed" (others were free, and slower), "fit"
@@ -528,7 +529,7 @@ class Failed(Fact):
     spent: Spending = Spending()
 
 
-class Event(Struct, omit_defaults=True, tag_field="specversion", tag="1.0"):
+class Event(Struct, omit_defaults=True, tag_field="specversion", tag="1.0", gc=False):
     """A CloudEvents 1.0 JSON envelope. Core fills `subject` and `data`; the log writer fills the rest."""
 
     subject: str

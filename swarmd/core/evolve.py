@@ -40,14 +40,15 @@ def apply(state: SwarmState, commit: Commit | Garbage, refused: list[int] | None
         if refused is not None:
             refused.extend(range(len(commit.events)))
         return out
+    role, authority, transitions = commit.role, AUTHORITY, TRANSITIONS
     for index, event in enumerate(commit.events):
         if isinstance(event, Garbage):
             state.counters.garbage += 1
             continue
         fact = event.data
         kind = type(fact)
-        if commit.role in AUTHORITY[kind]:
-            why = TRANSITIONS[kind](state, commit, index, event.subject, fact, out)
+        if role in authority[kind]:
+            why = transitions[kind](state, commit, index, event.subject, fact, out)
         else:
             why = "wrong_role"
         if why:

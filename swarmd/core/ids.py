@@ -16,6 +16,7 @@ TASK_ID_PATTERN: Final = "^[A-Za-z0-9_~:-]{1,200}$"
 _NAME: Final = re.compile(NAME_PATTERN)
 _TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 _UUID7: Final = re.compile("^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")
+match_uuid7: Final = _UUID7.fullmatch  #: for where a call more would show
 _RESERVED_REPLY: Final = ("swarm", "memory")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sys import intern
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -32,16 +33,13 @@ from swarmd.core.ids import is_uuid7, slot_id
 from swarmd.core.learning import LEARNING_TRANSITIONS
 from swarmd.core.moves import Sink, end, enter, occupy, open_account, queue, retire
 from swarmd.core.outcomes import EXPIRED, lost_members
-from swarmd.core.state import Attempt, Limits, Planned, SwarmState, Task, tombstone
+from swarmd.core.state import EMPTY, USUAL, Attempt, Limits, Planned, SwarmState, Task, tombstone
 from swarmd.core.wait_facts import WAIT_TRANSITIONS, leads, reopen_waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from swarmd.core.codec import Commit
-
-#: The budget of a submission that has none.
-NO_BUDGET: Final = Submitted(term=0, agent="", digest="").budget
 
 
 def _elected(state: SwarmState, commit: Commit, index: int, subject: str, fact: Elected, out: Sink) -> str:
@@ -74,9 +72,11 @@ def _settled(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
 
 
 def _submitted(state: SwarmState, commit: Commit, index: int, subject: str, fact: Submitted, out: Sink) -> str:
-    if not leads(state, commit, fact.term):
-        return "not_leader"
-    if subject in state.tasks or tombstone(state, subject) is not None or subject in state.dead:
+    if fact.term != state.term or commit.boot != state.leader_boot or commit.writer != state.leader_writer:
+        return "not_leader"  # `leads`, without its call, here and in `_assigned`: half of what a leader writes
+    if subject in state.tasks or subject in state.tombstones or subject in state.older_tombstones:
+        return "repeated_id"
+    if subject in state.dead:
         return "repeated_id"
     if subject <= state.forgotten and is_uuid7(subject):
         return "forgotten_id"
@@ -89,7 +89,7 @@ def _begin(state: SwarmState, subject: str, commit: Commit, index: int, fact: Su
     place, at_ms = (commit.seq, index), commit.at_ms
     task = Task(
         subject,
-        fact.agent,
+        intern(fact.agent),
         fact.digest,
         place,
         Raw(bytes(fact.input)),
@@ -97,17 +97,17 @@ def _begin(state: SwarmState, subject: str, commit: Commit, index: int, fact: Su
         priority=fact.priority,
         deadline_at_ms=fact.deadline_at_ms,
         tenant=fact.tenant,
-        reply=fact.reply,
+        reply=fact.reply and intern(fact.reply),
         packed=fact.packed,
         retry=fact.retry,
         budget=fact.budget,
-        labels=fact.labels,
-        requires=fact.requires,
+        labels=fact.labels or EMPTY,
+        requires=fact.requires or EMPTY,
         since_ms=at_ms,
         concurrency_key=fact.concurrency_key,
     )
     enter(state, task)
-    if task.budget is not NO_BUDGET:
+    if task.budget is not USUAL.budget:
         open_account(state, task, task.draws)
     state.counters.submitted += 1
     if fact.not_before_ms:
@@ -185,7 +185,7 @@ def _refused(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
 
 
 def _assigned(state: SwarmState, commit: Commit, index: int, subject: str, fact: Assigned, out: Sink) -> str:
-    if not leads(state, commit, fact.term):
+    if fact.term != state.term or commit.boot != state.leader_boot or commit.writer != state.leader_writer:
         return "not_leader"
     task = state.tasks.get(subject)
     if task is None:
@@ -193,30 +193,35 @@ def _assigned(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     member = state.members.get(fact.member)
     if member is None:
         return "unknown_member"
-    if fact.epoch != task.epoch + 1:
+    epoch = fact.epoch
+    if epoch != task.epoch + 1:
         return "stale_epoch"
     offered = member.runs(task.agent)
     if task.version and task.version not in offered:
         return "other_version"
     if task.state == "queued":
-        journal, task.journal = task.journal, {}
+        journal, task.journal = task.journal, EMPTY
     elif task.state == "assigned" and len(task.attempts) == 1:
         (other,) = task.attempts.values()
-        if other.member == fact.member:
+        if other.member == member.id:
             return "same_member"
-        journal = dict(other.journal)
+        journal = dict(other.journal) if other.journal else EMPTY
     else:
         return "not_queued"
     task.version = task.version or offered[0]
-    attempt = Attempt(fact.epoch, fact.member, journal, since_ms=commit.at_ms, begun=not journal)
+    attempt = Attempt(epoch, member.id, journal, since_ms=commit.at_ms, begun=not journal)
     if state.accounts:
         names = budgets.names_of(state.accounts, task.draws, task.tenant)
         attempt.held = budgets.reserve(state.accounts, names, fact.grant)
-    task.epoch = fact.epoch
+    if task.epoch:
+        state.idle.pop(subject, None)
+    task.epoch = epoch
     task.state = "assigned"
-    task.attempts[fact.epoch] = attempt
-    state.idle.pop(subject, None)
-    member.running[subject] = fact.epoch
+    if task.attempts:
+        task.attempts[epoch] = attempt
+    else:
+        task.attempts = {epoch: attempt}
+    member.running[task.id] = epoch
     occupy(state, task, 1)
     out.append(fx.Started(task, attempt))
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sys import intern
 from typing import TYPE_CHECKING, Final
 
 from msgspec import UNSET, Raw
@@ -27,8 +28,20 @@ from swarmd.core.events import (
 )
 from swarmd.core.ids import child_id, node_member, swarm_member
 from swarmd.core.learning import learn
-from swarmd.core.moves import NOTHING_SPENT, Sink, end, enter, open_account, queue, retire, spend, spend_last, wish_key
-from swarmd.core.state import Attempt, Member, SwarmState, Task
+from swarmd.core.moves import (
+    NOTHING_SPENT,
+    Sink,
+    end,
+    enter,
+    open_account,
+    queue,
+    record,
+    retire,
+    spend,
+    spend_last,
+    wish_key,
+)
+from swarmd.core.state import EMPTY, Attempt, Member, SwarmState, Task
 from swarmd.core.wait_facts import begin_wait, deliver, is_resolved
 
 if TYPE_CHECKING:
@@ -88,7 +101,8 @@ def reported(state: SwarmState, commit: Commit, subject: str, epoch: int) -> tup
     attempt = task.attempts.get(epoch)
     if attempt is None:
         return "stale_epoch"
-    if not _speaks_for(commit, state.members[attempt.member]):
+    member = state.members[attempt.member]
+    if commit.boot != member.boot or commit.writer != member.writer or commit.role != member.role:
         return "wrong_member"
     return task, attempt
 
@@ -98,9 +112,13 @@ def _stepped(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
     if isinstance(found, str):
         return found
     task, attempt = found
-    if fact.key in attempt.journal:
+    key, journal = fact.key, attempt.journal
+    if key in journal:
         return "repeated_step"
-    attempt.journal[fact.key] = (commit.seq, index)
+    if journal:  # `record`, without its call
+        journal[key] = (commit.seq, index)
+    else:
+        attempt.journal = {key: (commit.seq, index)}
     spend(state, task, attempt, fact.tokens, fact.cost_microusd, fact.ran_ms)
     return ""
 
@@ -114,7 +132,7 @@ def _awaited(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
         return "repeated_step"
     known = task.awaited.get(fact.key)
     place = known.place if known else (commit.seq, index)
-    attempt.journal[fact.key] = place
+    record(attempt, fact.key, place)
     spend(state, task, attempt)
     if known is None:
         begin_wait(state, task, fact, place, out)
@@ -128,10 +146,13 @@ def _sent(state: SwarmState, commit: Commit, index: int, subject: str, fact: Sen
     task, attempt = found
     if fact.key in attempt.journal:
         return "repeated_step"
-    attempt.journal[fact.key] = (commit.seq, index)
+    record(attempt, fact.key, (commit.seq, index))
     spend(state, task, attempt)
     if fact.key not in task.sent:
-        task.sent[fact.key] = None
+        if task.sent:
+            task.sent[fact.key] = None
+        else:
+            task.sent = {fact.key: None}
         deliver(state, task, fact.to, (commit.seq, index), out)
     return ""
 
@@ -143,7 +164,7 @@ def _dropped(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
     parent, attempt = found
     if fact.key in attempt.journal:
         return "repeated_step"
-    attempt.journal[fact.key] = (commit.seq, index)
+    record(attempt, fact.key, (commit.seq, index))
     spend(state, parent, attempt)
     why = Failure("cancelled", fact.reason or "its parent no longer needs it")
     for name in fact.children:
@@ -177,13 +198,13 @@ def _spawned(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
     child = child_id(subject, fact.n)
     if child in state.tasks and child not in parent.children:
         return "repeated_id"
-    attempt.journal[fact.key] = (commit.seq, index)
+    record(attempt, fact.key, (commit.seq, index))
     spend(state, parent, attempt)
     if child in parent.children:
         return ""
     task = Task(
         child,
-        fact.agent,
+        intern(fact.agent),
         "",
         (commit.seq, index),
         Raw(bytes(fact.input)),
@@ -194,13 +215,16 @@ def _spawned(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
         parent=subject,
         retry=parent.retry,
         budget=NO_LIMIT if fact.budget is UNSET else fact.budget,
-        labels=fact.labels,
-        requires=fact.requires,
+        labels=fact.labels or EMPTY,
+        requires=fact.requires or EMPTY,
         since_ms=parent.since_ms,
         rank_ms=min(max(0, fact.rank_ms), RANK_MS_MAX),
         concurrency_key=fact.concurrency_key,
     )
-    parent.children[child] = None
+    if parent.children:
+        parent.children[child] = None
+    else:
+        parent.children = {child: None}
     enter(state, task)
     task.draws = parent.draws
     if task.budget is not NO_LIMIT:

@@ -7,9 +7,9 @@ from typing import Final
 from swarmd.core import budgets
 from swarmd.core import effects as fx
 from swarmd.core.events import Completed, Limit, Spending
-from swarmd.core.ids import is_uuid7
+from swarmd.core.ids import match_uuid7
 from swarmd.core.outcomes import PARENT_ENDED
-from swarmd.core.state import Attempt, Place, SwarmState, Task, TaskState, Tombstone, Untold, Use, Wait
+from swarmd.core.state import EMPTY, Attempt, Place, SwarmState, Task, TaskState, Tombstone, Untold, Use, Wait
 
 Sink = list[fx.Effect]
 #: Closed questions that are remembered, for those who answer late.
@@ -39,13 +39,21 @@ def wake(state: SwarmState, task: Task, name: str, out: Sink) -> None:
                 return
 
 
+def record(attempt: Attempt, key: str, place: Place) -> None:
+    """A step of the attempt is done; the event at `place` says how."""
+    if attempt.journal:
+        attempt.journal[key] = place
+    else:
+        attempt.journal = {key: place}
+
+
 def retire(state: SwarmState, task: Task, epoch: int) -> Attempt:
     """End an attempt without a verdict; its branch becomes the journal that the next one starts from."""
     attempt = task.attempts.pop(epoch)
     if attempt.held is not None:
         _release(state, task, epoch, attempt.held)
     if not task.attempts:
-        task.journal = attempt.journal
+        task.attempts, task.journal = EMPTY, attempt.journal
         state.idle[task.id] = None
     member = state.members.get(attempt.member)
     if member is not None:
@@ -74,30 +82,26 @@ def enter(state: SwarmState, task: Task) -> None:
     use.live += 1
 
 
-def _leave(state: SwarmState, task: Task) -> None:
-    del state.tasks[task.id]
-    use = state.tenants[task.tenant]
-    use.live -= 1
-    if not use.live:
-        del state.tenants[task.tenant]
-
-
 def spend(state: SwarmState, task: Task, attempt: Attempt, tokens: int = 0, cost: int = 0, ran_ms: int = 0) -> None:
     """Charge a step to the task and its parents, and to whoever limits them; nothing negative, nothing absurd."""
-    if not (0 <= tokens < BILL_MAX and 0 <= cost < BILL_MAX and 0 <= ran_ms < BILL_MAX):
+    if not 0 <= tokens | cost | ran_ms < BILL_MAX:  # a power of two, so that one comparison does for all
         tokens, cost, _, ran_ms = budgets.bill(tokens, cost, 1, ran_ms)
+    counters = state.counters
+    counters.steps += 1
+    if tokens:
+        counters.tokens += tokens
+    if cost:
+        counters.cost_microusd += cost
     kin: Task | None = task
     while kin is not None:
         kin.spent_steps += 1
-        kin.spent_tokens += tokens
-        if cost or ran_ms:
+        if tokens:
+            kin.spent_tokens += tokens
+        if cost:
             kin.spent_microusd += cost
+        if ran_ms:
             kin.ran_ms += ran_ms
         kin = state.tasks.get(kin.parent) if kin.parent else None
-    counters = state.counters
-    counters.steps += 1
-    counters.tokens += tokens
-    counters.cost_microusd += cost
     if state.accounts:
         _settle(state, task, attempt, [tokens, cost, 1, ran_ms])
 
@@ -146,12 +150,13 @@ def open_account(state: SwarmState, task: Task, draws: tuple[str, ...]) -> None:
 
 def end(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> None:
     """Give a task its verdict: attempts other than `reporter`'s are stopped, live descendants cancelled."""
+    task = ended.task
     _close(state, ended, out, reporter)
-    if ended.task.parent:
-        _resolve(state, ended.task, ended.place, out)
-    if not ended.task.children:
+    if task.parent:
+        _resolve(state, task, ended.place, out)
+    if not task.children:
         return
-    parents = [ended.task]
+    parents = [task]
     while parents:  # no recursion: how deep tasks nest is up to agents
         parent = parents.pop()
         for child_name, verdict in parent.children.items():
@@ -165,12 +170,11 @@ def end(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> Non
 
 def _close(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> None:
     """End one task and nothing around it."""
-    task, place = ended.task, ended.place
+    task, place, attempts = ended.task, ended.place, ended.task.attempts
     task.state = ended.state
-    state.idle.pop(task.id, None)
     if task.awaited:
         forget_waits(state, task, place)
-    for epoch, attempt in task.attempts.items():
+    for epoch, attempt in attempts.items():
         if attempt.held is not None:
             _release(state, task, epoch, attempt.held)
         member = state.members.get(attempt.member)
@@ -180,14 +184,22 @@ def _close(state: SwarmState, ended: fx.Ended, out: Sink, reporter: int = 0) -> 
         if epoch != reporter:
             out.append(fx.Stopped(task.id, epoch, member))
     doer = ""
-    if task.attempts:
-        occupy(state, task, -len(task.attempts))
-        doer = task.attempts[reporter or max(task.attempts)].member
-        task.journal = task.attempts[reporter or max(task.attempts)].journal
-        task.attempts = {}
+    use = state.tenants[task.tenant]
+    use.live -= 1
+    if attempts:
+        if task.concurrency_key:
+            occupy(state, task, -len(attempts))
+        else:
+            use.slots -= len(attempts)
+        last = attempts[reporter or max(attempts)]
+        doer, task.journal, task.attempts = last.member, last.journal, EMPTY
+    else:
+        state.idle.pop(task.id, None)
     if state.accounts:
         state.accounts.pop(budgets.task_account(task.id), None)
-    _leave(state, task)
+    del state.tasks[task.id]
+    if not use.live:
+        del state.tenants[task.tenant]
     _bury(state, task, ended.state, place, doer)
     if task.reply:
         state.untold.append(Untold(task.id, task.reply, task.packed, place[0]))
@@ -233,10 +245,11 @@ def _bury(state: SwarmState, task: Task, verdict: TaskState, place: Place, doer:
         counters.cancelled += 1
     else:
         counters.expired += 1
-    state.tombstones[task.id] = Tombstone(task.digest, verdict, place, task.agent, doer)
-    if task.id > state.youngest and is_uuid7(task.id):
-        state.youngest = task.id
-    if len(state.tombstones) * 2 >= state.limits.remembered_max:
+    task_id, tombstones = task.id, state.tombstones
+    tombstones[task_id] = Tombstone(task.digest, verdict, place, task.agent, doer)
+    if task_id > state.youngest and match_uuid7(task_id):
+        state.youngest = task_id
+    if len(tombstones) * 2 >= state.limits.remembered_max:
         state.forgotten = max(state.forgotten, state.older_youngest)
         state.older_tombstones, state.tombstones = state.tombstones, {}
         state.older_youngest, state.youngest = state.youngest, ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct, field
 
@@ -16,6 +16,8 @@ from swarmd.core.policies import PlacementSettings
 from swarmd.core.state import Attempt, Limits, SwarmState, Task, Tombstone
 from swarmd.core.wire import Start
 
+#: Left out of what is sent, as any plain empty dictionary is; nobody writes into it.
+_NO_ENTRIES: Final[dict[str, Any]] = {}
 #: How far the clock that made an id may be ahead of the leader's.
 AHEAD_MS_MAX: Final = 60_000
 
@@ -66,12 +68,12 @@ def start_of(state: SwarmState, task: Task, attempt: Attempt) -> Start:
         task.input,
         task.input_blob,
         list(attempt.journal.values()),
-        task.children,
+        task.children or _NO_ENTRIES,
         task.deadline_at_ms,
         held.total() if held is not None else NO_LIMIT,
         task.tenant,
         task.priority,
-        task.labels,
+        task.labels or _NO_ENTRIES,
         {key: wait.resolved for key, wait in task.awaited.items() if wait.resolved} if task.awaited else {},
         task.told,
         task.version,

@@ -1,17 +1,18 @@
 """The state of a swarm: what the fold of its log has made true.
 
 Live tasks in full, finished ones as tombstones for a window, members, the current leader and the
-numbering of the log's writers. Plain structs: everything here goes into a snapshot as it is.
+numbering of the log's writers. Plain structs: everything here goes into a snapshot as it is. They form a tree, so the
+collector of cycles need not look at what there may be a million of (`gc=False`).
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Any, Final, Literal, NoReturn
 
 from msgspec import Raw, Struct, field
 
 from swarmd.core.budgets import Account, Reservation
-from swarmd.core.events import Budget, RetryPolicy, Schedule, WaitKind
+from swarmd.core.events import Budget, RetryPolicy, Schedule, Submitted, WaitKind
 from swarmd.core.experience import Learned, Pace
 
 #: Raised whenever `evolve` gives the same log another meaning: older snapshots are then not used.
@@ -35,6 +36,25 @@ FIRST_VERSION: Final = ["1"]
 Place = tuple[int, int]  #: (sequence of the commit, index of the event in it)
 
 
+class Empty(dict[Any, Any]):
+    """An empty dictionary for good: what a million tasks have in place of one each until they have something in it.
+
+    Whoever adds the first entry puts a dictionary in its place.
+    """
+
+    __slots__ = ()
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("this dictionary is shared by all that have nothing: put one with the entry in its place")
+
+    __setitem__ = setdefault = update = __ior__ = _refuse
+
+
+EMPTY: Final = Empty()
+#: What a submission is that says nothing more: the defaults of its task are the very same objects.
+USUAL: Final = Submitted(term=0, agent="", digest="")
+
+
 class Limits(Struct, frozen=True):
     """Bounds of a swarm; an event sets them, so that every replica obeys the same ones."""
 
@@ -44,7 +64,7 @@ class Limits(Struct, frozen=True):
     losses_max: int = 5
 
 
-class Attempt(Struct):
+class Attempt(Struct, omit_defaults=True, gc=False):
     """One try of a task: its member, its branch of the journal (step key → place, in order), what it may spend.
 
     It was assigned at `since_ms`, by the broker's clock; `begun` is whether it started from an empty journal.
@@ -52,13 +72,13 @@ class Attempt(Struct):
 
     epoch: int
     member: str
-    journal: dict[str, Place]
+    journal: dict[str, Place] = EMPTY
     held: Reservation | None = None
     since_ms: int = 0
     begun: bool = True
 
 
-class Wait(Struct):
+class Wait(Struct, gc=False):
     """A wait of a task, at `place` in the log: open until it is `resolved` there.
 
     `name` is an event's, a sender's, or of whoever shall answer; `question` is the id by which a person answers.
@@ -76,22 +96,22 @@ class Wait(Struct):
     resolved: Place | None = None
 
 
-class Mail(Struct, frozen=True):
+class Mail(Struct, frozen=True, gc=False):
     """A message that nobody has received yet."""
 
     place: Place
     sender: str
 
 
-class Task(Struct):
+class Task(Struct, omit_defaults=True, gc=False):
     """A live task. `attempts` holds the live epochs: none while it waits, two when hedged.
 
     `since_ms` is when its submission was stored, a child's when its eldest ancestor's was. `victims` are the members
     that were lost while they ran it.
 
     `waits` are the groups that a suspended task waits for, each with what is still unresolved of it. `awaited` are
-    all its waits by step key, `told` the places of its instructions. What most tasks never have is an empty tuple until
-    they do: there may be a million of them.
+    all its waits by step key, `told` the places of its instructions. What a task does not have is an empty tuple, or
+    the shared `EMPTY`, until it does.
     """
 
     id: str
@@ -118,25 +138,25 @@ class Task(Struct):
     parent: str = ""
     reply: str = ""
     packed: bool = False
-    retry: RetryPolicy = RetryPolicy()
-    budget: Budget = Budget()
+    retry: RetryPolicy = USUAL.retry
+    budget: Budget = USUAL.budget
     draws: tuple[str, ...] = ()
-    labels: dict[str, str] = field(default_factory=dict)
-    requires: dict[str, str] = field(default_factory=dict)
-    attempts: dict[int, Attempt] = field(default_factory=dict)
-    journal: dict[str, Place] = field(default_factory=dict)
-    children: dict[str, Place | None] = field(default_factory=dict)
+    labels: dict[str, str] = EMPTY
+    requires: dict[str, str] = EMPTY
+    attempts: dict[int, Attempt] = EMPTY
+    journal: dict[str, Place] = EMPTY
+    children: dict[str, Place | None] = EMPTY
     waits: tuple[dict[str, None], ...] = ()
-    awaited: dict[str, Wait] = field(default_factory=dict)
+    awaited: dict[str, Wait] = EMPTY
     mailbox: tuple[Mail, ...] = ()
-    sent: dict[str, None] = field(default_factory=dict)
+    sent: dict[str, None] = EMPTY
     told: tuple[Place, ...] = ()
     paused: bool = False
     not_before_ms: int = 0
     version: str = ""
 
 
-class Tombstone(Struct, frozen=True):
+class Tombstone(Struct, frozen=True, omit_defaults=True, gc=False):
     """What is remembered of a finished task: enough to answer a repeated id, find its verdict, judge its member."""
 
     digest: str
@@ -199,7 +219,7 @@ class Planned(Struct):
     skipped: int = 0
 
 
-class Untold(Struct):
+class Untold(Struct, gc=False):
     """An outcome owed to a `reply` subject until a `Settled` event discharges it."""
 
     task: str

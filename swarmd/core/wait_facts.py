@@ -58,7 +58,11 @@ def is_resolved(task: Task, name: str) -> bool:
 
 def begin_wait(state: SwarmState, task: Task, fact: Awaited, place: Place, out: Sink) -> None:
     """Open a wait; one whose result is here already is resolved at once."""
-    wait = task.awaited[fact.key] = Wait(fact.kind, place, fact.until_ms, fact.name)
+    wait = Wait(fact.kind, place, fact.until_ms, fact.name)
+    if task.awaited:
+        task.awaited[fact.key] = wait
+    else:
+        task.awaited = {fact.key: wait}
     if fact.kind == "human":
         wait.question = question_id(task.id, fact.key)
         if fact.question is not UNSET:

@@ -15,7 +15,7 @@ NAMES = ("the log", "the snapshot")
 def state() -> SwarmState:
     made = SwarmState("main", seq=9, message_id="b.9", term=2, leader_writer="orch")
     task = Task("t1", "echo", "d", (3, 0), Raw(b'{"a":1}'), state="assigned", epoch=1)
-    task.attempts[1] = Attempt(1, "w/b/0", {"s#1": (4, 0)})
+    task.attempts = {1: Attempt(1, "w/b/0", {"s#1": (4, 0)})}
     made.tasks = {"t1": task, "t2": Task("t2", "echo", "d", (3, 1), Raw(b"null"))}
     made.members["w/b/0"] = Member("w/b/0", "node", "worker", "w", "b", ["echo"], 4, running={"t1": 1})
     made.tombstones = {"t8": Tombstone("d", "completed", (1, 0)), "t9": Tombstone("d", "dead", (2, 0))}
