@@ -135,6 +135,7 @@ def _member_status(leader: Leader, member: Member, now_ms: int) -> MemberStatus:
         quarantined=member.quarantined,
         slowness=_slowness(member, now_ms),
         labels=member.labels,
+        load=leader.links.load(member.id),
     )
 
 

@@ -160,13 +160,16 @@ LAWS: Final[dict[int, Law]] = {
     ),
     13: Law(
         "Hive",
-        ("restart_delegate",),
+        ("restart_delegate", "busy_children"),
         (
             "tests.core.test_evolve::test_a_child_swarm_keeps_its_attempts_under_a_new_delegate",
             "tests.sim.test_laws::test_a_restarted_delegate_is_handed_the_same_epochs",
             "tests.sim.test_laws::test_a_child_that_is_cut_off_keeps_its_work",
             "tests.sim.test_laws::test_an_old_delegate_neither_takes_the_child_back_nor_stops_its_work",
             "tests.sim.test_laws::test_a_delegated_task_is_returned_by_its_epoch",
+            "tests.core.test_sharing::test_the_fold_gives_up_only_what_nobody_has_begun",
+            "tests.core.test_sharing::test_what_waits_in_a_child_is_recalled_for_as_many_slots_as_are_free_elsewhere",
+            "tests.core.test_sharing::test_of_two_delegates_that_live_the_one_that_was_replaced_is_told",
         ),
     ),
     14: Law(

@@ -43,6 +43,7 @@ from swarmd.core.wire import (
     Heartbeat,
     Instruct,
     Pause,
+    Recall,
     Rejoin,
     Report,
     Start,
@@ -303,10 +304,18 @@ class Worker(Process):
                     self._pause(task)
                 case Instruct(task, place):
                     self.swarm.oracle.instructed(task, place)
+                case Recall(task, epoch):
+                    self.recall(task, epoch)
                 case Report():
                     self._list_wanted = True
                 case Rejoin():
                     self.rejoin()
+
+    def recall(self, task: str, epoch: int) -> None:
+        """Only children can give back what they have not begun."""
+
+    def describe(self, beat: Heartbeat) -> None:
+        """Add to a heartbeat what only a delegate knows."""
 
     def rejoin(self) -> None:
         """The log does not know these members: whatever runs has no right to, and the leader will say so."""
@@ -365,4 +374,5 @@ class Worker(Process):
             self.listed() if self._list_wanted else None,
         )
         self._list_wanted = False
+        self.describe(beat)
         self.swarm.bus.publish(self, "health", msgspec.json.encode(beat))

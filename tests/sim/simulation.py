@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 
 from msgspec import Raw
@@ -14,7 +15,7 @@ from tests.sim import script as scripts
 from tests.sim.breaks import broken
 from tests.sim.checks import Violation
 from tests.sim.client import Client
-from tests.sim.delegate import ChildSwarm, Delegate
+from tests.sim.delegate import SLOTS, ChildSwarm, Delegate
 from tests.sim.member import Worker
 from tests.sim.orchestrator import Orchestrator, Settings, Swarm, limits
 from tests.sim.people import Person
@@ -56,8 +57,10 @@ class Simulation:
         self.swarm = Swarm(world, Settings("sim", settings, broken))
         self.leaders = [Orchestrator(self.swarm, f"lead{n}") for n in range(chance.randint(2, 3))]
         self.workers = [Worker(self.swarm, f"work{n}") for n in range(chance.randint(2, 3))]
-        self.child = ChildSwarm()
-        self.delegates = [Delegate(self.swarm, "kid", self.child)]
+        self.done: Counter[str] = Counter()
+        self.children = [ChildSwarm(world, name, self.done) for name in ("kid", "kin")]
+        self.speakers = {child.name: Delegate(self.swarm, child) for child in self.children}
+        self.delegates = list(self.speakers.values())
         tasks = chance.randint(8, 30)
         self.clients = [Client(self.swarm, f"client{n}", tasks // 2, self.span_ms) for n in range(2)]
         self.people = [Person(self.swarm, f"person{n}") for n in range(2)]
@@ -121,6 +124,7 @@ class Simulation:
             (faults.crash_leaders, lambda: self._bounce(chance.choice(self.leaders))),
             (faults.freeze_leaders, lambda: chance.choice(self.leaders).freeze(chance.randint(100, 2_500))),
             (faults.restart_delegate, self._restart_delegate),
+            (faults.busy_children, self._busy_child),
             (faults.cut_off, self._cut_off),
             (faults.broker_outages, self._outage),
             (faults.garbage, self._scribble),
@@ -146,18 +150,35 @@ class Simulation:
 
     def _restart_delegate(self) -> None:
         """A new process speaks for the child; the old one may return as a zombie."""
-        old = self.delegates[-1]
+        child = self.world.chance.choice(self.children)
+        old = self.speakers[child.name]
         if self.world.chance.random() < 0.5:
             old.crash()
         else:
             old.freeze(self.world.chance.randint(100, 1_500))
             self.world.at(self.world.chance.randint(1_500, 3_000), old.crash)
-        fresh = Delegate(self.swarm, "kid", self.child)
-        self.delegates.append(fresh)
+        fresh = self.speakers[child.name] = Delegate(self.swarm, child)
         fresh.start()
 
+    def _busy_child(self) -> None:
+        """A child's own clients take its slots for a while, just when much was handed to it."""
+        world, chance = self.world, self.world.chance
+        child = chance.choice(self.children)
+        delay_ms = 0
+        if not world.faults.short_memory:
+            for _ in range(chance.randint(2, 8)):
+                self.swarm.intake.append(b'{"agent":"remote","input":{"steps":1}}')
+            delay_ms = chance.choice((0, 60, 150))  # before these are handed over, on their way, or there
+        world.at(delay_ms, partial(self._take_slots, child, chance.choice((2, SLOTS, SLOTS))))
+        world.at(delay_ms + chance.randint(300, 3_000), partial(setattr, child, "own", 0))
+
+    def _take_slots(self, child: ChildSwarm, slots: int) -> None:
+        if self.world.faults.busy_children:
+            child.own = slots
+            self.world.say(f"{child.name}: {slots} slots are taken by its own clients")
+
     def _cut_off(self) -> None:
-        names = [p.name for p in (*self.leaders, *self.workers, *self.delegates[:1], *self.clients)]
+        names = [p.name for p in (*self.leaders, *self.workers, *self.delegates, *self.clients)]
         chosen = self.world.chance.sample(names, self.world.chance.randint(1, 2))
         self.world.say(f"cut off: {chosen}")
         self.world.cut.update(chosen)
@@ -203,12 +224,14 @@ class Simulation:
         world.faults.calm()
         world.cut.clear()
         self.swarm.log.down = False
+        for child in self.children:
+            child.own = 0
         leaders, workers = list(self.leaders), list(self.workers)
         if len(leaders) == 3 and world.chance.random() < 0.3:
             leaders.pop(world.chance.randrange(3)).crash()
         if len(workers) == 3 and world.chance.random() < 0.3:
             workers.pop(world.chance.randrange(3)).crash()
-        self._standing: list[Process] = [*leaders, *workers, self.delegates[-1], *self.clients]
+        self._standing: list[Process] = [*leaders, *workers, *self.speakers.values(), *self.clients]
         for person in self.people:
             person.stubborn = True
         self._tend()
@@ -264,6 +287,9 @@ class Simulation:
         for task_id in sorted(oracle.accepted):
             if task_id not in oracle.verdicts:
                 raise Violation(f"{task_id} was accepted and never got a verdict")
+        for task_id, times in self.done.items():
+            if times > 1 + oracle.redriven[task_id]:
+                raise Violation(f"{task_id} was run to its end {times} times in child swarms")
         for planned in oracle.state.schedules.values():
             oracle.check_slots(planned, self.swarm.settings.leader.schedules)
         for client in self.clients:

@@ -40,6 +40,7 @@ class Faults(Struct):
     short_memory: bool = False
     full_log: bool = False
     intake: bool = False
+    busy_children: bool = False
 
     @staticmethod
     def of(chance: Random) -> Faults:
