@@ -7,7 +7,7 @@ SEED ?= 1
 SOURCES := pyproject.toml $(wildcard ops/lock/*.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all dev lint types sim bench schemas schemas-check lock clean
+.PHONY: help run test test-all dev lint types sim simulate bench schemas schemas-check lock clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ types: $(VENV)/.dev ## strict types
 
 sim: $(VENV)/.test ## simulate one seed: make sim SEED=7
 	$(BIN)/python -m tests.sim --seed $(SEED)
+
+simulate: $(VENV)/.run ## hold placement to its targets: twenty seeds of every workload
+	$(BIN)/swarmd simulate --policy pull,adaptive --seeds 20 --tasks 3000 --check
 
 bench: $(VENV)/.run ## throughput and latency, as JSON
 	$(BIN)/swarmd bench throughput --json && $(BIN)/swarmd bench latency --json
