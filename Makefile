@@ -7,7 +7,7 @@ SEED ?= 1
 SOURCES := pyproject.toml $(wildcard ops/lock/*.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all dev lint types sim simulate bench schemas schemas-check lock clean
+.PHONY: help run test test-all dev lint types sim simulate bench bench-failover bench-calm schemas schemas-check lock clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,12 @@ simulate: $(VENV)/.run ## hold placement to its targets: twenty seeds of every w
 
 bench: $(VENV)/.run ## throughput and latency, as JSON
 	$(BIN)/swarmd bench throughput --json && $(BIN)/swarmd bench latency --json
+
+bench-failover: $(VENV)/.run ## how long work stands still when processes are killed, as JSON
+	$(BIN)/swarmd bench failover --json
+
+bench-calm: $(VENV)/.run ## ten minutes at full load, in which nobody may be given up
+	$(BIN)/swarmd bench failover --worker-kills 0 --leader-kills 0 --leader-stops 0 --full-s 600 --json
 
 schemas: $(VENV)/.run ## write schemas/ from the code
 	$(BIN)/swarmd schemas

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator, Callable
 
-AGENTS: Final = ("--agents", "swarmd.edges.bench_agents", "--agents", "swarmd.agents", "--capacity", "64")
+AGENTS: Final = ("--agents", "swarmd.edges.bench_agents", "--agents", "swarmd.agents")
+SHAPE: Final = ("--nodes", "1", "--capacity", "16")
 WORKERS: Final = 3
 TASKS: Final = 24
 BACKLOG: Final = 1_000
@@ -62,10 +63,10 @@ async def run(args: argparse.Namespace) -> int:
         raise Rejected("bad_usage", "no number may be negative")
     load = os.getloadavg()[0]
     async with a_swarm() as swarm:
-        result = await _full_load(swarm, args.full_s)
-        result |= await _kill_workers(swarm, args.worker_kills)
+        result = await _kill_workers(swarm, args.worker_kills)
         result |= await _replace_leaders(swarm, args.leader_kills, signal.SIGKILL, "leader_kill")
         result |= await _replace_leaders(swarm, args.leader_stops, signal.SIGTERM, "leader_stop")
+        result |= await _full_load(swarm, args.full_s)  # last: whoever starts after it has a long log to fold
         result |= {"tasks": swarm.completed, "false_deaths": len(swarm.watch.lost - swarm.killed)}
     result |= {"workers": WORKERS, "sync": "always", "cpus": os.cpu_count(), "load_before": round(load, 2)}
     if getattr(args, "json", False):
@@ -139,7 +140,7 @@ class Swarm:
         self.completed = 0
 
     async def start(self, role: str, name: str) -> None:
-        extra = AGENTS if role == "worker" else ()
+        extra = (*AGENTS, *SHAPE) if role == "worker" else ()
         self.pids[name] = await spawn(self._stack, self._server.url, self._folder, role, "--name", name, *extra)
 
     async def submit(self, agent: str, wanted: Raw, count: int) -> list[Handle]:
@@ -180,6 +181,7 @@ async def a_swarm() -> AsyncIterator[Swarm]:
         async with asyncio.TaskGroup() as group:
             log = JetStreamLog(swarm.bus, subjects.log_stream(SWARM))
             following = group.create_task(log.follow(0, swarm.watch.take))
+            await swarm.watch.until("somebody leads", lambda: swarm.watch.term > 0)
             yield swarm
             following.cancel()
 

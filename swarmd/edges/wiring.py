@@ -218,7 +218,7 @@ async def run_orchestrator(
         state = await patiently(load_state, swarm, log, NatsSnapshots(wire.bus, swarm), probe)
         role = Orchestrator(state, (options.name, boot), ports, options.settings, _incarnation(intake["created"]))
         role.reply_prefix = f"swarm.{swarm}.reply." if options.replies_prefixed else ""
-        await live((wire,), role, stop, ready, reconnected=role.reconnected)
+        await live((wire,), role, stop, ready, reconnected=role.reconnected, serving=role.caught_up)
 
 
 def _incarnation(created: str) -> str:

@@ -95,7 +95,7 @@ class Orchestrator:
         self._writer.supply = self._decide
         self._writer.dropped = self.leader.dropped
         self._emit_wanted = asyncio.Event()
-        self._caught_up = asyncio.Event()
+        self.caught_up = asyncio.Event()
         self._led = asyncio.Event()
         self._target = 0
         self._stores = StoreWatch(self.leader, ports.clock, ports.probe, ports.meter)
@@ -154,7 +154,7 @@ class Orchestrator:
 
     async def _follow(self) -> None:
         if self.leader.state.seq >= self._target:
-            self._caught_up.set()
+            self.caught_up.set()
         self._follower = Follower(self._ports.log, self._ports.probe, sent=self._writer.sent)
         await self._follower.run(self.leader.state.seq, self._on_commits)
 
@@ -165,7 +165,7 @@ class Orchestrator:
             self.leader.fold(commit, now)
         self._writer.seen = max(self._writer.seen, self.leader.state.seq)
         if self.leader.state.seq >= self._target:
-            self._caught_up.set()
+            self.caught_up.set()
         self._led.set()
         if self.leader.leading:
             self._writer.wake()
@@ -183,7 +183,7 @@ class Orchestrator:
 
     async def _campaign(self) -> None:
         """Want the lease; while it is held, lead."""
-        await self._caught_up.wait()
+        await self.caught_up.wait()
         while not self._draining:
             try:
                 self._holding = await self._ports.lease.acquire(await self._succession.orphaned())
