@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 SWARM: Final = "bench"
 BATCH: Final = 256
-READY_S: Final = 30.0
+READY_S: Final = 60.0
 RAW_MESSAGES: Final = 3_000
 RAW_IN_FLIGHT: Final = 256
 EVENTS_PER_TASK: Final = 3
@@ -67,7 +67,7 @@ class Rig:
 
     def cpu_s(self) -> dict[str, float]:
         """CPU seconds used so far, by kind of process."""
-        return {kind: sum(map(_cpu_s, pids)) for kind, pids in self.pids.items()}
+        return {kind: sum(map(cpu_s, pids)) for kind, pids in self.pids.items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +114,7 @@ async def _throughput(args: argparse.Namespace, shape: Shape) -> dict[str, Any]:
         before = rig.cpu_s()
         for _ in range(args.repeat):
             rates.append(await _push(rig, tasks, args.in_flight))
-            _progress(f"{rates[-1]:,.0f} tasks/s")
+            progress(f"{rates[-1]:,.0f} tasks/s")
         after = rig.cpu_s()
     rate = statistics.median(rates)
     result = {
@@ -142,7 +142,7 @@ async def _pairs(args: argparse.Namespace, shape: Shape, tasks: int) -> dict[str
                 await _push(rig, min(tasks, 4_000), args.in_flight)
                 rates[always] = await _push(rig, tasks, args.in_flight)
         ratios.append(rates[True] / rates[False])
-        _progress(f"pair {pair + 1}: {rates[True]:,.0f} with fsync, {rates[False]:,.0f} without")
+        progress(f"pair {pair + 1}: {rates[True]:,.0f} with fsync, {rates[False]:,.0f} without")
     return {
         "ratio_to_default_sync": round(statistics.median(ratios), 3),
         "ratios_to_default_sync": [round(ratio, 3) for ratio in ratios],
@@ -268,10 +268,10 @@ def _shares(nodes: int, processes: int) -> Iterator[int]:
         yield nodes // processes + (number < nodes % processes)
 
 
-async def spawn(stack: AsyncExitStack, url: str, folder: Path, role: str, *extra: str) -> int:
+async def spawn(stack: AsyncExitStack, url: str, folder: Path, role: str, *extra: str, swarm: str = SWARM) -> int:
     """One role as a process; its pid once it is ready."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "swarmd", "run", role, "--swarm", SWARM, "--nats", url, "--data", str(folder),
+        sys.executable, "-P", "-m", "swarmd", "run", role, "--swarm", swarm, "--nats", url, "--data", str(folder),
         "--log-level", "error", "--parent", str(os.getpid()), *extra,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
@@ -308,12 +308,12 @@ async def wait_members(bus: NatsBus, nodes: int) -> None:
         raise Fault("not_ready", f"{nodes} worker nodes did not join within {READY_S:.0f} s") from None
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """User and system time of a process (Linux)."""
     with open(f"/proc/{pid}/stat") as file:
         fields = file.read().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _progress(text: str) -> None:
+def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
