@@ -482,7 +482,7 @@ class Sent(Fact):
 
 
 class Dropped(Fact):
-    """A step that cancels children."""
+    """A step that cancels children; runs of them may be ranges (kin.py)."""
 
     epoch: int
     key: str
@@ -493,8 +493,8 @@ class Dropped(Fact):
 class Suspended(Fact):
     """The attempt waits: its slot is free, its epoch is over.
 
-    Each of `waits` is a group of children and keys of waits. The task goes on when all of any one group are resolved,
-    at once if there is none.
+    Each of `waits` is a group of children and keys of waits, with runs of children as ranges (kin.py). The task goes on
+    when all of any one group are resolved, at once if there is none.
     """
 
     epoch: int

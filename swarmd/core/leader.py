@@ -38,7 +38,7 @@ from swarmd.core.events import (
 from swarmd.core.evolve import apply
 from swarmd.core.granting import Granting
 from swarmd.core.health import Links
-from swarmd.core.office import LeaderSettings, OwedOutcome, start_of
+from swarmd.core.office import LeaderSettings, OwedOutcome, ended_of, rest_of, start_of
 from swarmd.core.outcomes import outcome_of
 from swarmd.core.placing import Placing
 from swarmd.core.quarantine import Wards
@@ -147,7 +147,7 @@ class Leader(Commands):
     def _started(self, effect: fx.Started, now_ms: int) -> None:
         task, attempt = effect.task, effect.attempt
         if attempt.epoch in task.attempts:  # a later event of the same commit may have ended it
-            self.links.send(self.state.members[attempt.member], start_of(self.state, task, attempt))
+            self._send_start(self.state.members[attempt.member], task, attempt)
             self._watch(task, attempt, now_ms)
 
     def _watch(self, task: Task, attempt: Attempt, now_ms: int) -> None:
@@ -333,9 +333,8 @@ class Leader(Commands):
             for attempt in task.attempts.values():
                 self._watch(task, attempt, now_ms)
             if task.attempts:
-                ended = sorted((place, child) for child, place in task.children.items() if place is not None)
-                for place, child in ended:  # in the order of the log, as they were first told
-                    self._child_ended(fx.ChildEnded(task, child, place), now_ms)
+                for item in ended_of(task):
+                    self._tell_attempts(task, item)
         for untold in state.untold:
             buried = tombstone(state, untold.task)
             if buried is not None:
@@ -380,7 +379,12 @@ class Leader(Commands):
 
     def _resend(self, member: Member, task_id: str, epoch: int) -> None:
         task = self.state.tasks[task_id]
-        self.links.send(member, start_of(self.state, task, task.attempts[epoch]))
+        self._send_start(member, task, task.attempts[epoch])
+
+    def _send_start(self, member: Member, task: Task, attempt: Attempt) -> None:
+        self.links.send(member, start_of(self.state, task, attempt))
+        for item in rest_of(task):
+            self.links.send(member, item)
 
     def _reconcile(self) -> None:
         """Compare listed attempts with the fold: what never arrived is requeued, what has no right is stopped."""

@@ -27,6 +27,7 @@ from swarmd.core.events import (
     Suspended,
 )
 from swarmd.core.ids import child_id, node_member, swarm_member
+from swarmd.core.kin import unpacked
 from swarmd.core.learning import learn
 from swarmd.core.moves import (
     NOTHING_SPENT,
@@ -167,7 +168,7 @@ def _dropped(state: SwarmState, commit: Commit, index: int, subject: str, fact: 
     record(attempt, fact.key, (commit.seq, index))
     spend(state, parent, attempt)
     why = Failure("cancelled", fact.reason or "its parent no longer needs it")
-    for name in fact.children:
+    for name in unpacked(subject, fact.children, len(parent.children)) or ():
         child = state.tasks.get(name)
         if child is not None and name in parent.children:
             end(state, fx.Ended(child, "cancelled", (commit.seq, index), failure=why), out)
@@ -239,8 +240,12 @@ def _suspended(state: SwarmState, commit: Commit, index: int, subject: str, fact
     if isinstance(found, str):
         return found
     task, attempt = found
-    if any(name not in task.children and name not in task.awaited for group in fact.waits for name in group):
-        return "unknown_wait"
+    wanted: list[list[str]] = []
+    for told in fact.waits:
+        names = unpacked(subject, told, len(task.children))
+        if names is None or any(name not in task.children and name not in task.awaited for name in names):
+            return "unknown_wait"
+        wanted.append(names)
     if fact.spent is not NOTHING_SPENT:
         spend_last(state, task, attempt, fact.spent)
     for epoch, other in list(task.attempts.items()):
@@ -248,7 +253,7 @@ def _suspended(state: SwarmState, commit: Commit, index: int, subject: str, fact
             retire(state, task, epoch)
             out.append(fx.Stopped(subject, epoch, state.members[other.member]))
     retire(state, task, fact.epoch)
-    groups = [{name: None for name in group if not is_resolved(task, name)} for group in fact.waits]
+    groups = [{name: None for name in group if not is_resolved(task, name)} for group in wanted]
     if groups and all(groups):
         task.state, task.waits = "suspended", tuple(groups)
         if task.concurrency_key:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct, field
 
@@ -11,10 +11,14 @@ from swarmd.core.errors import Conflict, Rejected
 from swarmd.core.events import Limit, Schedule
 from swarmd.core.health import HealthSettings
 from swarmd.core.keys import KeyPolicy
+from swarmd.core.kin import PLAIN_MAX, TOLD_MAX, runs, verdicts
 from swarmd.core.placement import TenantPolicy
 from swarmd.core.policies import PlacementSettings
 from swarmd.core.state import Attempt, Limits, SwarmState, Task, Tombstone
-from swarmd.core.wire import Start
+from swarmd.core.wire import ChildDone, ChildrenDone, Item, Start
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: Left out of what is sent, as any plain empty dictionary is; nobody writes into it.
 _NO_ENTRIES: Final[dict[str, Any]] = {}
@@ -58,8 +62,9 @@ class OwedOutcome(Struct, frozen=True):
 
 
 def start_of(state: SwarmState, task: Task, attempt: Attempt) -> Start:
-    """What a member needs to run this attempt."""
+    """What a member needs to run this attempt; of very many children `rest_of` has the rest."""
     held = attempt.held
+    many_steps, many_children = len(attempt.journal) > PLAIN_MAX, len(task.children) > PLAIN_MAX
     return Start(
         task.id,
         attempt.epoch,
@@ -69,6 +74,8 @@ def start_of(state: SwarmState, task: Task, attempt: Attempt) -> Start:
         task.input_blob,
         list(attempt.journal.values()),
         task.children or _NO_ENTRIES,
+        () if many_steps else list(attempt.journal.values()),
+        {} if many_children else task.children,
         task.deadline_at_ms,
         held.total() if held is not None else NO_LIMIT,
         task.tenant,
@@ -77,7 +84,29 @@ def start_of(state: SwarmState, task: Task, attempt: Attempt) -> Start:
         {key: wait.resolved for key, wait in task.awaited.items() if wait.resolved} if task.awaited else {},
         task.told,
         task.version,
+        runs(attempt.journal.values()) if many_steps else (),
+        verdicts(task.children.items())[:TOLD_MAX] if many_children else (),
     )
+
+
+def rest_of(task: Task) -> Iterator[ChildrenDone]:
+    """The verdicts of children that `start_of` has no room for."""
+    if len(task.children) > TOLD_MAX:
+        told = verdicts(task.children.items())
+        for first in range(TOLD_MAX, len(told), TOLD_MAX):
+            yield ChildrenDone(task.id, told[first : first + TOLD_MAX])
+
+
+def ended_of(task: Task) -> Iterator[Item]:
+    """What a new leader tells a running attempt of its children, in the order of the log, as it was first told."""
+    ended = sorted((place, child) for child, place in task.children.items() if place is not None)
+    if len(ended) <= PLAIN_MAX:
+        for place, child in ended:
+            yield ChildDone(task.id, child, place)
+        return
+    told = verdicts((child, place) for place, child in ended)
+    for first in range(0, len(told), TOLD_MAX):
+        yield ChildrenDone(task.id, told[first : first + TOLD_MAX])
 
 
 def too_old(task_id: str) -> Rejected:

@@ -407,6 +407,10 @@ class SwarmStatus(Struct, omit_defaults=True):
 class Start(Struct, omit_defaults=True, tag_field="op", tag="start"):
     """Run this attempt. `journal`, `children`, `resolved` waits and what it was `told` are places in the log.
 
+    A task of more than a thousand steps has them as runs in `steps` (sequence, index, how many from there on) instead
+    of `journal`; one of more than a thousand children has the verdicts of those that have one in `done` (number,
+    sequence, index) instead of `children`, and what does not fit there in `children_done` items that follow.
+
     Read them before resuming. `grant` is what it may spend before it asks for more.
     """
 
@@ -426,6 +430,8 @@ class Start(Struct, omit_defaults=True, tag_field="op", tag="start"):
     resolved: dict[str, Place] = field(default_factory=dict)
     told: Sequence[Place] = ()
     version: str = "1"
+    steps: Sequence[tuple[int, int, int]] = ()
+    done: Sequence[tuple[int, int, int]] = ()
 
 
 class Stop(Struct, tag_field="op", tag="stop"):
@@ -441,6 +447,13 @@ class ChildDone(Struct, tag_field="op", tag="child_done"):
     task: str
     child: str
     place: Place
+
+
+class ChildrenDone(Struct, tag_field="op", tag="children_done"):
+    """Children of this running attempt have their verdicts: (number, sequence, index) each."""
+
+    task: str
+    places: Sequence[tuple[int, int, int]]
 
 
 class WaitDone(Struct, tag_field="op", tag="wait_done"):
@@ -495,7 +508,9 @@ class Rejoin(Struct, tag_field="op", tag="rejoin"):
     """The log does not know your members: join again."""
 
 
-Item = Start | Stop | ChildDone | WaitDone | Instruct | Grant | Pause | Recall | Replaced | Report | Rejoin
+Item = (
+    Start | Stop | ChildDone | ChildrenDone | WaitDone | Instruct | Grant | Pause | Recall | Replaced | Report | Rejoin
+)
 
 
 class Dispatch(Struct):

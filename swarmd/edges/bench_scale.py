@@ -290,8 +290,8 @@ def _workers(shape: Shape, top: str) -> list[Wanted]:
     for child in shape.children():
         wanted.append((f"delegates {child}", top, ("delegate", "--child", child, "--capacity", slots)))
     if shape.swarms:
-        crew = ("--nodes", "1", "--capacity", "2", "--agents", AGENTS, "--label", "at=top")
-        wanted.append((f"top-worker {top}", top, ("worker", "--name", "top", *crew)))
+        one = ("--nodes", "1", "--capacity", "2", "--agents", AGENTS, "--label", "at=top")
+        wanted.append((f"top-worker {top}", top, ("worker", "--name", "top", *one)))
     return wanted
 
 

@@ -21,7 +21,8 @@ async def leaf(ctx: Context, wanted: Any) -> Any:
 async def section(ctx: Context, wanted: Any) -> int:
     """`count` sub-tasks from number `first` on, in the swarm that this runs in; the sum of what they return."""
     children = await _spread(ctx, range(wanted["first"], wanted["first"] + wanted["count"]))
-    return sum(await ctx.gather(*children))
+    total: int = sum(await ctx.gather(*children))
+    return total
 
 
 @agent
@@ -29,7 +30,8 @@ async def macro(ctx: Context, wanted: Any) -> int:
     """`count` sub-tasks as children of one task, or in as many sections as `sections` names swarms; the sum."""
     count, sections = wanted["count"], wanted.get("sections")
     if sections is None:
-        return await section(ctx, {"first": 0, "count": count})
+        children = await _spread(ctx, range(count))
+        return sum(await ctx.gather(*children))
     cuts = [count * number // len(sections) for number in range(len(sections) + 1)]
     parts = [
         await ctx.spawn("section", {"first": first, "count": end - first}, swarm=swarm)

@@ -13,6 +13,7 @@ from swarmd.core.budgets import check_limits
 from swarmd.core.commands import check_key
 from swarmd.core.events import Budget, Dropped, Spawned
 from swarmd.core.ids import check_name, child_id
+from swarmd.core.kin import packed
 from swarmd.core.outcomes import outcome_at
 from swarmd.core.wire import Durations, DurationsQuery
 from swarmd.roles.attempt import AgentFailed, Child, ChildFailed
@@ -55,7 +56,9 @@ class Family(Journal):
             if recorded.agent != agent:
                 why = f"spawn {key!r} of {agent!r} was recorded as a spawn of {recorded.agent!r}"
                 raise AgentFailed("journal_mismatch", why, retryable=False)
-            return Child(child_id(self.task, recorded.n))
+            child = Child(child_id(self.task, recorded.n))
+            self._resolved.setdefault(child.task, None)  # of many children only those with a verdict are told of
+            return child
         self._spawned += 1
         child = Child(child_id(self.task, self._spawned))
         fact = Spawned(epoch=self.epoch, key=key, n=self._spawned, agent=agent)
@@ -128,7 +131,7 @@ class Family(Journal):
         """Cancel children that have no verdict yet, and all that they have spawned. A step."""
         key = self._key("cancel")
         if children and await self._look_up(key, "dropped") is None:
-            names = [child.task for child in children]
+            names = packed(self.task, [child.task for child in children])
             with self._acting(key):
                 await self._record(Dropped(epoch=self.epoch, key=key, children=names, reason=reason[:500]))
 

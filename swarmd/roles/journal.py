@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from msgspec import Raw
 
+from swarmd.core import kin
 from swarmd.core.codec import Commit, too_deep
 from swarmd.core.commands import INLINE_BYTES_MAX, INPUT_DEPTH_MAX
 from swarmd.core.errors import Fault
 from swarmd.core.events import NULL, Awaited, Dropped, Event, Fact, Failure, Sent, Spawned, Stepped, Suspended
+from swarmd.core.ids import child_id
 from swarmd.roles import failures
 from swarmd.roles.allowance import ONE_STEP, Allowance
 from swarmd.roles.attempt import AgentFailed, AttemptPorts, SuspendAttempt
@@ -76,13 +78,15 @@ class Journal:
         self._groups: Sequence[list[str]] = ()
         self._failures: tuple[tuple[tuple[asyncio.Task[Any], ...], str, str, Exception], ...] = ()
         self._allowance = Allowance(start, ports.writer, ports.clock)
+        if start.done:
+            self.children_done(start.done)
 
     # --- reading ---
 
     async def load(self) -> Any:
         """Read the input and the recorded steps; return the input."""
         self._main = _line()[-1]
-        places = self._start.journal
+        places = self._start.journal or list(kin.places(self._start.steps))
         if places:
             commits = await self._ports.reader.commits(seq for seq, _ in places)
             for seq, index in places:
@@ -353,6 +357,13 @@ class Journal:
         if self._changed is not None:
             self._changed.set()
 
+    def children_done(self, verdicts: Sequence[kin.Verdict]) -> None:
+        """The leader says where the verdicts of these children stand."""
+        for n, seq, index in verdicts:
+            self._resolved[child_id(self.task, n)] = (seq, index)
+        if verdicts:
+            self._stir()
+
     def resolve(self, name: str, place: Place) -> None:
         """The leader says that a child has its verdict, or a wait its result, at `place`."""
         self._resolved[name] = place
@@ -399,7 +410,9 @@ class Journal:
     @property
     def suspended(self) -> Suspended | None:
         """The event that frees this attempt's slot, once that is decided; what its agent does then is void."""
-        return Suspended(epoch=self.epoch, waits=list(self._groups)) if self._suspending else None
+        if not self._suspending:
+            return None
+        return Suspended(epoch=self.epoch, waits=[kin.packed(self.task, group) for group in self._groups])
 
 
 def _line() -> tuple[asyncio.Task[Any], ...]:

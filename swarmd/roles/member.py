@@ -21,6 +21,7 @@ from swarmd.core.link import Receiver, read_dispatch
 from swarmd.core.wire import (
     Beat,
     ChildDone,
+    ChildrenDone,
     Grant,
     Heartbeat,
     Instruct,
@@ -119,7 +120,7 @@ class MemberProcess:
     def child_done(self, item: ChildDone) -> None:
         """A child of a running attempt has its verdict."""
 
-    def tell(self, item: WaitDone | Instruct | Pause | Grant) -> None:
+    def tell(self, item: ChildrenDone | WaitDone | Instruct | Pause | Grant) -> None:
         """Something for a running attempt."""
 
     # --- life ---
@@ -214,7 +215,7 @@ class MemberProcess:
                     self.stop((task, epoch))
                 case ChildDone():
                     soon(self.child_done, item)
-                case WaitDone() | Instruct() | Pause() | Grant():
+                case ChildrenDone() | WaitDone() | Instruct() | Pause() | Grant():
                     soon(self.tell, item)
                 case Recall(task, epoch):
                     self.recall((task, epoch))
