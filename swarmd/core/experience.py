@@ -7,19 +7,22 @@ every reader. They decide nothing about what is true, only about what the leader
 
 from __future__ import annotations
 
-from math import exp, log
+from math import exp, log, sqrt
 from typing import Final
 
 from msgspec import Struct, field
 
 #: Weight of a new observation in a member's averages, once there are enough; before, the plain mean.
-MEMBER_WEIGHT: Final = 0.1
+MEMBER_WEIGHT: Final = 0.05
 AGENT_WEIGHT: Final = 0.01
+#: So many independent observations are as good as an average with `MEMBER_WEIGHT`.
+MEMBER_RUNS_MAX: Final = 2 / MEMBER_WEIGHT - 1
 #: Durations are counted in buckets that are this much wider each (about 19 %); old counts are halved at `COUNT_MAX`.
 BUCKETS_PER_E: Final = 5.77
 COUNT_MAX: Final = 1_000
-#: What was seen of a member long ago weighs half as much after so many milliseconds without news.
-FADE_MS: Final = 30_000
+#: What was seen of a member long ago weighs half as much after so many mean durations without news, or after a minute.
+FADE_RUNS: Final = 60
+FADE_MS: Final = 60_000
 #: After so many observations an average is believed.
 SURE: Final = 5
 
@@ -39,30 +42,38 @@ class Pace(Struct):
     score: float = 0.0
     at_ms: int = 0
 
-    def slowness(self, now_ms: int) -> float:
-        """How many times longer than others it takes, drawn to 1 while it is unknown or out of date."""
-        if self.runs < 2:
-            return 1.0
-        return exp(self.slow * self._faded(now_ms) * min(1.0, self.runs / SURE))
+    def slowness(self) -> float:
+        """How many times longer than the typical member it takes; 1 while that is unknown."""
+        return exp(self.slow) if self.runs >= SURE else 1.0
 
-    def cost(self, now_ms: int) -> float:
-        """What a result of this member costs in time of the typical one: its slowness, its failures, its bad marks."""
-        failing = self.failing * self._faded(now_ms) * min(1.0, self.ended / SURE)
-        marks = 1.0 - 0.5 * self.score * min(1.0, self.rated / SURE)
-        return self.slowness(now_ms) * marks / (1.0 - min(0.9, failing))
+    def log_cost(self, learned: Learned, now_ms: int) -> float:
+        """The logarithm of what a result of this member costs, in time of the typical one.
 
-    def _faded(self, now_ms: int) -> float:
-        return float(0.5 ** (max(0, now_ms - self.at_ms) / FADE_MS))
+        Its slowness, the attempts that it takes, its marks; drawn to 0 as that gets out of date.
+        """
+        failing = min(0.9, self.failing * min(1.0, self.ended / SURE))
+        marks = 0.5 * self.score * min(1.0, self.rated / SURE)
+        fade_ms = max(FADE_MS, FADE_RUNS * learned.mean_ms)
+        faded = 0.5 ** (max(0, now_ms - self.at_ms) / fade_ms)
+        return float((self.slow - log((1.0 - failing) * (1.0 + marks))) * faded)
 
 
 class Learned(Struct):
-    """How long attempts of an agent take, from start to result: decayed means and counts by logarithmic bucket."""
+    """How long attempts of an agent take, from start to result: decayed means and counts by logarithmic bucket.
+
+    `log_ms` and `log_var` are mean and variance of the logarithm of a duration on a typical member.
+    """
 
     runs: int = 0
     mean_ms: float = 0.0
     log_ms: float = 0.0
+    log_var: float = 0.0
     counts: dict[int, int] = field(default_factory=dict)
     total: int = 0
+
+    def doubt(self, runs: int) -> float:
+        """The standard error of the mean logarithm of so many durations of one member."""
+        return sqrt(self.log_var / min(max(runs, 1), MEMBER_RUNS_MAX))
 
     def quantile(self, share: float) -> int:
         """The duration in milliseconds that this share of attempts does not exceed; 0 when nothing is known."""
@@ -90,10 +101,12 @@ def ran(learned: Learned, pace: Pace, duration_ms: int, at_ms: int) -> None:
         learned.counts = {known: count // 2 for known, count in counts.items() if count > 1}
         learned.total = sum(learned.counts.values())
     pace.runs += 1
-    pace.slow += (
-        max(MEMBER_WEIGHT, 1 / pace.runs) * (logarithm - learned.log_ms - pace.slow) if learned.runs > 1 else 0.0
-    )
-    learned.log_ms += weight * (logarithm - learned.log_ms)
+    off = logarithm - learned.log_ms
+    if learned.runs > 1:
+        around = off - pace.slow  # what the member is known to be off by is not chance
+        learned.log_var += weight * (around * around - learned.log_var)
+        pace.slow += max(MEMBER_WEIGHT, 1 / pace.runs) * around
+    learned.log_ms += weight * off
     pace.at_ms = at_ms
 
 

@@ -8,6 +8,7 @@ members that have no free slot; they are here to be measured against (`swarmd si
 from __future__ import annotations
 
 import heapq
+from math import exp, log
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from msgspec import Meta, Struct
@@ -15,16 +16,22 @@ from msgspec import Meta, Struct
 from swarmd.core.placement import SUSPECT_LOSSES
 
 if TYPE_CHECKING:
+    from swarmd.core.experience import Learned
     from swarmd.core.placement import Lane, LaneKey
     from swarmd.core.state import Member, SwarmState
 
 Process = tuple[str, str]
 PolicyName = Literal["adaptive", "pull", "random", "round-robin", "least-loaded", "power-of-two"]
 Rule = Literal["load", "speed", "fit", "only", "probe", "hedge"]
-#: Members whose cost is within this factor of the best are alike: estimates are no better than that.
-ALIKE: Final = 1.6
+#: Members whose cost is within this factor of good ones are alike, and those within so many standard errors.
+ALIKE: Final = 1.3
+DOUBTS: Final = 3.5
+#: So many attempts of an agent must have ended before its members can be told apart.
+RUNS_MIN: Final = 20
+#: Good is this share of the members from the best.
+GOOD_SHARE: Final = 0.25
 #: A member that costs `c` times as much gets work when `PATIENCE * (c - 1)` tasks wait for each slot of better ones.
-PATIENCE: Final = 0.4
+PATIENCE: Final = 0.75
 #: How long a view of who is slow is good for, in milliseconds.
 VIEW_MS: Final = 250
 
@@ -208,7 +215,8 @@ class Adaptive(Pull):
         self, able: list[Member], lane: Lane, members: list[Member], free: dict[str, int], now_ms: int
     ) -> Choice:
         expected_ms = self._expected_ms(lane)
-        view = self._view(lane, members, now_ms) if expected_ms else None
+        learned = self._state.learned.get(lane.agent)
+        view = self._view(lane, members, now_ms) if learned is not None and learned.runs >= RUNS_MIN else None
         if view is None or not view.dear:
             return _Pull(able, free, expected_ms)
         return _Adaptive(able, free, view, expected_ms)
@@ -219,17 +227,23 @@ class Adaptive(Pull):
             return view
         if len(self._views) > 10_000:
             self._views.clear()
-        costs = {member.id: _cost(member, lane.agent, now_ms) for member in members if lane.suits(member)}
-        best = min(costs.values(), default=1.0)
-        dear = {name: cost / best for name, cost in costs.items() if cost > ALIKE * best}
-        slots = sum(member.capacity for member in members if member.id in costs and member.id not in dear)
-        view = self._views[lane.key] = _View(now_ms, len(members), dear, slots)
+        view = self._views[lane.key] = _seen(self._state.learned[lane.agent], lane, members, now_ms)
         return view
 
 
-def _cost(member: Member, agent: str, now_ms: int) -> float:
-    pace = member.paces.get(agent)
-    return pace.cost(now_ms) if pace is not None else 1.0
+def _seen(learned: Learned, lane: Lane, members: list[Member], now_ms: int) -> _View:
+    suited = [member for member in members if lane.suits(member)]
+    paces = {member.id: member.paces[lane.agent] for member in suited if lane.agent in member.paces}
+    costs = {name: pace.log_cost(learned, now_ms) for name, pace in paces.items()}
+    good = sorted(costs.values())[int(GOOD_SHARE * len(costs))] if costs else 0.0
+    alike = log(ALIKE)
+    dear = {
+        name: exp(cost - good)
+        for name, cost in costs.items()
+        if cost - good > max(alike, DOUBTS * learned.doubt(paces[name].runs))
+    }
+    slots = sum(member.capacity for member in suited if member.id not in dear)
+    return _View(now_ms, len(members), dear, slots)
 
 
 # --- what late binding is compared with ------------------------------------------------------------

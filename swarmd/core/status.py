@@ -133,15 +133,15 @@ def _member_status(leader: Leader, member: Member, now_ms: int) -> MemberStatus:
         leader.links.reachable(member),
         round(leader.links.phi(member, now_ms), 2),
         quarantined=member.quarantined,
-        slowness=_slowness(member, now_ms),
+        slowness=_slowness(member),
         labels=member.labels,
         load=leader.links.load(member.id),
     )
 
 
-def _slowness(member: Member, now_ms: int) -> dict[str, float]:
+def _slowness(member: Member) -> dict[str, float]:
     """Of the agents that it has run often enough to tell."""
-    known = {agent: pace.slowness(now_ms) for agent, pace in member.paces.items() if pace.runs >= SURE}
+    known = {agent: pace.slowness() for agent, pace in member.paces.items() if pace.runs >= SURE}
     return {agent: round(times, 2) for agent, times in known.items()}
 
 
