@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from msgspec import Raw, Struct
@@ -84,10 +84,19 @@ class _AnyEnvelope(Struct, gc=False):
     traceparent: str = ""
 
 
-class _Envelope(_AnyEnvelope, forbid_unknown_fields=True):
-    """An envelope with nothing in it that could be nested but `data`: what our own writers make."""
+class _Read(Event, forbid_unknown_fields=True, kw_only=True):
+    """An event as it comes out of the bytes, its fact still to be read: what our own writers make.
 
-    specversion: str = ""
+    Nothing in it can be nested but `data`. The fact takes the place of its bytes, so that there is one object an event.
+    """
+
+    subject: str
+    data: Raw  # type: ignore[assignment]
+    type: str
+    id: str = ""
+    source: str = ""
+    time: str = ""
+    traceparent: str = ""
 
 
 def encode_event(event: Event) -> bytes:
@@ -162,7 +171,7 @@ class Codec:
     """Reads the records of one family of facts (a swarm's, or a memory's)."""
 
     def __init__(self, facts: Mapping[str, type[Fact]] = FACTS, upcasts: Mapping[str, Upcast] = UPCASTS) -> None:
-        self._envelopes = msgspec.json.Decoder(list[_Envelope])
+        self._envelopes = msgspec.json.Decoder(list[_Read])
         self._decoders = {name: msgspec.json.Decoder(fact).decode for name, fact in facts.items()}
         self._upcasts = upcasts
 
@@ -173,26 +182,9 @@ class Codec:
         if origin is None or key is None:
             return self._garbage(record, "no commit: its subject or message id has another form")
         try:
-            envelopes = self._envelopes.decode(record.payload)
-            events: list[Event | Garbage] = []
-            for envelope in envelopes:
-                if len(envelope.data) > 2 * _DATA_DEPTH_MAX and too_deep(bytes(envelope.data), _DATA_DEPTH_MAX):
-                    return self._garbage(record, TOO_DEEP)
-                decode = self._decoders.get(envelope.type)
-                if decode is None:
-                    events.append(self._lift(record.seq, len(events), envelope))
-                    continue
-                events.append(
-                    Event(
-                        envelope.subject,
-                        decode(envelope.data),
-                        envelope.type,
-                        envelope.id,
-                        envelope.source,
-                        envelope.time,
-                        envelope.traceparent,
-                    )
-                )
+            events = self._all_at_once(record)
+            if events is None:
+                return self._garbage(record, TOO_DEEP)
         except RecursionError:
             return self._garbage(record, TOO_DEEP)
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -202,6 +194,25 @@ class Codec:
             if not events:
                 return self._garbage(record, "no commit: the payload is not a CloudEvents JSON batch")
         return Commit(record.seq, *origin, *key, record.seen, record.message_id, events, record.at_ms)
+
+    def _all_at_once(self, record: Record) -> list[Event | Garbage] | None:
+        """The fast way; None when an event is nested too deep. Raises what decoding raises: `_one_by_one` then sorts.
+
+        Both ways come to the same for the same bytes, whoever wrote them.
+        """
+        found = self._envelopes.decode(record.payload)
+        events = cast("list[Event | Garbage]", found)
+        decoders = self._decoders
+        for index, event in enumerate(found):
+            data = event.data
+            if len(data) > 2 * _DATA_DEPTH_MAX and too_deep(bytes(data), _DATA_DEPTH_MAX):
+                return None
+            decode = decoders.get(event.type)
+            if decode is None:
+                events[index] = self._lift(record.seq, index, event)
+            else:
+                event.data = decode(data)  # type: ignore[assignment]
+        return events
 
     @staticmethod
     def _garbage(record: Record, reason: str) -> Garbage:
@@ -223,7 +234,7 @@ class Codec:
             events.append(self._lift(record.seq, index, envelope))
         return events
 
-    def _lift(self, seq: int, index: int, envelope: _AnyEnvelope) -> Event | Garbage:
+    def _lift(self, seq: int, index: int, envelope: _AnyEnvelope | _Read) -> Event | Garbage:
         """Decode one event of any version."""
         name, data = envelope.type, bytes(envelope.data)
         try:

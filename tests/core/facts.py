@@ -85,6 +85,7 @@ FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     Limit: limits,
     Spending: st.builds(Spending, tokens=numbers, cost_microusd=numbers, steps=numbers, wall_ms=numbers),
     dict[str, Limit]: st.dictionaries(texts, limits, max_size=2),
+    dict[str, int]: st.dictionaries(texts, numbers, max_size=2),
     dict[str, str]: st.dictionaries(texts, texts, max_size=2),
     list[str]: st.lists(texts, max_size=3),
     list[list[str]]: st.lists(st.lists(texts, max_size=3), max_size=3),

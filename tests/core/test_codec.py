@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from msgspec import Raw
 from swarmd.core import snapshot, subjects
 from swarmd.core.codec import DEPTH_MAX, Codec, Commit, Garbage, Packer, Record, message_id, parse_origin, too_deep
 from swarmd.core.errors import Rejected
-from swarmd.core.events import FACTS, TYPES, Completed, Event, Fact, Stepped
+from swarmd.core.events import FACTS, TYPES, Completed, Event, Fact, Stepped, fields_of
 from swarmd.core.evolve import apply
 from swarmd.core.state import FOLD_VERSION, SwarmState
 from tests.core.facts import any_facts
@@ -92,6 +93,78 @@ def test_garbage_is_counted_with_its_place_and_spares_its_neighbours(junk: bytes
     events = events_of(b"[" + text + b"," + good + b',{"type":"what.v9","subject":"t","data":{}}]')
     assert [type(event) for event in events] == [Garbage, Event, Garbage]
     assert [(e.seq, e.index) for e in events if isinstance(e, Garbage)] == [(7, 0), (7, 2)]
+
+
+def read_slowly(record: Record, codec: Codec) -> Commit | Garbage:
+    """What a record says, each of its events looked at by itself: the rule, whose result the fast way must have."""
+    if too_deep(record.payload):
+        return Garbage(record.seq, -1, "deep", record.message_id)
+    events = codec._one_by_one(record)
+    try:
+        empty = msgspec.json.decode(record.payload) == []
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        empty = False
+    if not events and not empty:
+        return Garbage(record.seq, -1, "unreadable", record.message_id)
+    return Commit(record.seq, "worker", "w1", "b1", 1, record.seen, record.message_id, events, record.at_ms)
+
+
+def told(commit: Commit | Garbage) -> Any:
+    """A commit in values that can be compared; of garbage its place counts, its reason is for people."""
+    if isinstance(commit, Garbage):
+        return commit.seq, commit.index, commit.message_id
+    events = [told_event(event) for event in commit.events]
+    return commit.seq, commit.role, commit.writer, commit.boot, commit.n, commit.seen, commit.at_ms, events
+
+
+def told_event(event: Event | Garbage) -> Any:
+    if isinstance(event, Garbage):
+        return event.seq, event.index
+    fact = [bytes(value) if isinstance(value, Raw) else repr(value) for value in fields_of(event).values()]
+    kept = (event.subject, event.type, event.id, event.source, event.time, event.traceparent)
+    return type(event.data), [re.sub("0x[0-9a-f]+", "", str(value)) for value in fact], kept
+
+
+#: What somebody might put between the bytes of a commit to be read otherwise than it was meant.
+HOSTILE = [
+    *(b'"specversion":"1.0",', b'"specversion":"0.3",', b'"specversion":1,', b'"specversion":null,'),
+    *(b'"type":"swarmd.task.completed.v1",', b'"type":"swarmd.task.step.v1",', b'"type":"old.v1",', b'"type":7,'),
+    *(b'"t\\u0079pe":"swarmd.task.failed.v1",', b'"subject":"u",', b'"subject":null,', b'"time":5,', b'"id":"again",'),
+    *(
+        b'"data":{"epoch":1},',
+        b'"data":[],',
+        b'"data":1e400,',
+        b'"data":{"epoch":1,"epoch":2},',
+        b'"unknown":{"a":[1]},',
+    ),
+    *(b'"epoch":2,', b'"epoch":"x",', b'"epoch":99999999999999999999,', b'"extra":[[{}]],', b'"output":"\\ud800",'),
+    *(b"[" * 125, b"]" * 125, b'{"a":' * 126, b"}" * 126, b"{}", b"[]", b",", b"null", b'"', b"\\", b"\xff", b"\x00"),
+    b'{"type":"swarmd.task.completed.v1","subject":"t","data":{"epoch":1,"output":' + b"[" * 125 + b"]" * 125 + b"}},",
+    b'{"type":"swarmd.task.completed.v1","subject":"t","data":{"epoch":1,"more":' + b"[" * 126 + b"]" * 126 + b"}},",
+]
+
+
+@given(st.lists(any_facts, min_size=1, max_size=3), st.data())
+@settings(deadline=None, max_examples=300)
+def test_the_fast_way_reads_what_the_slow_one_reads_whoever_wrote_it(facts: list[Fact], data: st.DataObject) -> None:
+    lifted = {"old.v1": lambda old: ("swarmd.task.completed.v1", {"epoch": old["epoch"]})}
+    codec, payload = Codec(FACTS, lifted), payload_of(*(("t", fact) for fact in facts))
+    for junk in data.draw(st.lists(st.sampled_from(HOSTILE) | st.binary(max_size=3), max_size=3)):
+        marks = [at for at, byte in enumerate(payload) if byte in b"{}[],:"]
+        at = data.draw(st.sampled_from([at + 1 for at in marks] or [0]))
+        payload = payload[:at] + junk + payload[at + data.draw(st.sampled_from([0, 0, 0, 1, 5])) :]
+    record = Record(7, SUBJECT, "b1.1", payload, 3, 99)
+    assert told(codec.decode(record)) == told(read_slowly(record, codec))
+
+
+@pytest.mark.parametrize("junk", HOSTILE)
+@pytest.mark.parametrize("mark", [b"[{", b'"data":{', b'"data":', b"}}", b"}]"])
+def test_no_known_trick_makes_the_two_ways_differ(junk: bytes, mark: bytes) -> None:
+    codec = Codec(FACTS, {"old.v1": lambda old: ("swarmd.task.completed.v1", {"epoch": old["epoch"]})})
+    payload = payload_of(("t", Completed(epoch=1, output=Raw(b'{"a":1}'))), ("u", Completed(epoch=2)))
+    for place in (payload.index(mark) + len(mark), payload.index(mark)):
+        record = Record(7, SUBJECT, "b1.1", payload[:place] + junk + payload[place:], 3, 99)
+        assert told(codec.decode(record)) == told(read_slowly(record, codec))
 
 
 @pytest.mark.parametrize(
