@@ -15,6 +15,7 @@ from msgspec import Struct, field
 #: Weight of a new observation in a member's averages, once there are enough; before, the plain mean.
 MEMBER_WEIGHT: Final = 0.05
 AGENT_WEIGHT: Final = 0.01
+MEMBER_MANY, AGENT_MANY = round(1 / MEMBER_WEIGHT), round(1 / AGENT_WEIGHT)
 #: So many independent observations are as good as an average with `MEMBER_WEIGHT`.
 MEMBER_RUNS_MAX: Final = 2 / MEMBER_WEIGHT - 1
 #: Durations are counted in buckets that are this much wider each (about 19 %); old counts are halved at `COUNT_MAX`.
@@ -27,7 +28,7 @@ FADE_MS: Final = 60_000
 SURE: Final = 5
 
 
-class Pace(Struct):
+class Pace(Struct, gc=False):
     """How a member does at one agent: `slow` is the mean logarithm of its durations over the agent's typical ones.
 
     `failing` is the share of its attempts that failed, `score` the mean of judgements, each decayed;
@@ -58,7 +59,7 @@ class Pace(Struct):
         return float((self.slow - log((1.0 - failing) * (1.0 + marks))) * faded)
 
 
-class Learned(Struct):
+class Learned(Struct, gc=False):
     """How long attempts of an agent take, from start to result: decayed means and counts by logarithmic bucket.
 
     `log_ms` and `log_var` are mean and variance of the logarithm of a duration on a typical member.
@@ -88,30 +89,38 @@ class Learned(Struct):
 
 
 def ran(learned: Learned, pace: Pace, duration_ms: int, at_ms: int) -> None:
-    """An attempt ran from its beginning to a result in `duration_ms`."""
+    """An attempt ran from its beginning to a result in `duration_ms`, and so ended without a failure.
+
+    It runs once a task: what is read or written twice shows.
+    """
+    pace.ended = attempts = pace.ended + 1
+    if pace.failing:
+        pace.failing -= (MEMBER_WEIGHT if attempts > MEMBER_MANY else 1 / attempts) * pace.failing
+    pace.at_ms = at_ms
     logarithm = log(duration_ms) if duration_ms > 1 else 0.0
     bucket = int(logarithm * BUCKETS_PER_E)
-    learned.runs += 1
-    weight = max(AGENT_WEIGHT, 1 / learned.runs)
-    learned.mean_ms += weight * (duration_ms - learned.mean_ms)
     counts = learned.counts
     counts[bucket] = counts.get(bucket, 0) + 1
-    learned.total += 1
-    if learned.total >= COUNT_MAX:
+    learned.total = total = learned.total + 1
+    if total >= COUNT_MAX:
         learned.counts = {known: count // 2 for known, count in counts.items() if count > 1}
         learned.total = sum(learned.counts.values())
-    pace.runs += 1
-    off = logarithm - learned.log_ms
-    if learned.runs > 1:
-        around = off - pace.slow  # what the member is known to be off by is not chance
-        learned.log_var += weight * (around * around - learned.log_var)
-        pace.slow += max(MEMBER_WEIGHT, 1 / pace.runs) * around
-    learned.log_ms += weight * off
-    pace.at_ms = at_ms
+    learned.runs = runs = learned.runs + 1
+    weight = AGENT_WEIGHT if runs > AGENT_MANY else 1 / runs
+    mean_ms, log_ms = learned.mean_ms, learned.log_ms
+    learned.mean_ms = mean_ms + weight * (duration_ms - mean_ms)
+    pace.runs = own = pace.runs + 1
+    off = logarithm - log_ms
+    if runs > 1:
+        slow, log_var = pace.slow, learned.log_var
+        around = off - slow  # what the member is known to be off by is not chance
+        learned.log_var = log_var + weight * (around * around - log_var)
+        pace.slow = slow + (MEMBER_WEIGHT if own > MEMBER_MANY else 1 / own) * around
+    learned.log_ms = log_ms + weight * off
 
 
 def ended(pace: Pace, failed: bool, at_ms: int) -> None:
-    """An attempt ended, with a failure or without."""
+    """An attempt ended, with a failure or without, and says nothing about how long one takes."""
     pace.ended += 1
     pace.failing += max(MEMBER_WEIGHT, 1 / pace.ended) * (failed - pace.failing)
     pace.at_ms = at_ms

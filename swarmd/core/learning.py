@@ -30,15 +30,18 @@ def _pace(member: Member, agent: str) -> Pace:
 
 def learn(state: SwarmState, task: Task, attempt: Attempt, at_ms: int, failed: bool = False) -> None:
     """An attempt ended with a result, or with a failure that another attempt might not have."""
-    member = state.members[attempt.member]
-    pace = _pace(member, task.agent)
-    experience.ended(pace, failed, at_ms)
+    agent, paces = task.agent, state.members[attempt.member].paces
+    pace = paces.get(agent)
+    if pace is None:
+        pace = paces[agent] = Pace()
     if failed or not attempt.begun:
+        experience.ended(pace, failed, at_ms)
         return
-    learned = state.learned.get(task.agent)
+    learned = state.learned.get(agent)
     if learned is None:
-        learned = state.learned[task.agent] = Learned()
-    experience.ran(learned, pace, max(0, at_ms - attempt.since_ms), at_ms)
+        learned = state.learned[agent] = Learned()
+    since_ms = attempt.since_ms
+    experience.ran(learned, pace, at_ms - since_ms if at_ms > since_ms else 0, at_ms)
 
 
 def _rated(state: SwarmState, commit: Commit, index: int, subject: str, fact: Rated, out: Sink) -> str:
