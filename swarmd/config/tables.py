@@ -247,21 +247,22 @@ class PlacementTable(Struct, frozen=True, forbid_unknown_fields=True):
     """How leaders place tasks. A level of priority is worth `ageing_ms` of waiting.
 
     Attempts of idempotent agents that take longer than `hedge_quantile` of them get a second one beside them, as long
-    as those are at most `hedge_share` of all (0: never).
+    as those are at most `hedge_share` of all (0: never). With `affinity` tasks go to members that did their like.
     """
 
     policy: Literal["adaptive", "pull"] = "adaptive"
     ageing_ms: Natural = 10_000
     hedge_share: typing.Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
     hedge_quantile: typing.Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.95
+    affinity: bool = False
 
     def settings(self) -> PlacementSettings:
         """The same for a leader."""
-        return PlacementSettings(self.policy, self.ageing_ms, self.hedge_share, self.hedge_quantile)
+        return PlacementSettings(self.policy, self.ageing_ms, self.hedge_share, self.hedge_quantile, self.affinity)
 
 
 class SwarmTable(Struct, frozen=True, forbid_unknown_fields=True):
-    """One swarm: `workers` processes of `nodes` worker nodes with `capacity` slots each."""
+    """One swarm: `workers` processes of `nodes` worker nodes with `capacity` slots each; `swarms` are members too."""
 
     workers: Natural = 1
     nodes: Positive = 2
@@ -270,6 +271,7 @@ class SwarmTable(Struct, frozen=True, forbid_unknown_fields=True):
     labels: dict[str, str] = field(default_factory=dict)
     orchestrators: typing.Annotated[int, msgspec.Meta(ge=1, le=2)] = 1
     drain_ms: Natural = 20_000
+    swarms: tuple[str, ...] = ()
 
 
 class HiveTable(Struct, frozen=True, forbid_unknown_fields=True):

@@ -215,6 +215,8 @@ class Leader(Commands):
     def _gone(self, effect: fx.Gone, now_ms: int) -> None:
         self.links.gone(effect.member)
         self.wards.gone(effect.member)
+        if self.placing.affinity is not None:
+            self.placing.affinity.gone(effect.member)
 
     def _judged(self, effect: fx.Judged, now_ms: int) -> None:
         self.wards.judged(effect.member)
@@ -267,6 +269,8 @@ class Leader(Commands):
     def _ended(self, ended: fx.Ended, now_ms: int) -> None:
         task = ended.task
         self.placing.ended(task)
+        if self.placing.affinity is not None and ended.state == "completed":
+            self.placing.affinity.did_well(self.state.tombstones[task.id].member, task.agent, bytes(task.input))
         asks = self._waiters.pop(task.id, None)
         if not task.reply and not asks:
             return

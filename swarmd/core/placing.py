@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
+from swarmd.core.affinity import Affinity
 from swarmd.core.budgets import NO_LIMIT, names_of, offer
 from swarmd.core.events import Assigned, Event, Submitted, Why
 from swarmd.core.hedging import Hedging
@@ -20,9 +21,11 @@ from swarmd.core.policies import policy_of, process_of
 from swarmd.core.sharing import free_slots, line_slots
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from swarmd.core.health import Links
     from swarmd.core.office import LeaderSettings
-    from swarmd.core.placement import Placed
+    from swarmd.core.policies import Choice
     from swarmd.core.quarantine import Wards
     from swarmd.core.state import Attempt, Member, SwarmState, Task
 
@@ -43,6 +46,7 @@ class Placing:
         self._queue = Queue(state, Keys(settings.keys, state.keys), settings.tenants, settings.placement.ageing_ms)
         self._policy = policy_of(settings.placement, state)
         self.hedging = Hedging(state, settings.placement)
+        self.affinity = Affinity() if settings.placement.affinity else None
         self._fresh: dict[str, Submitted] = {}
         self._placed: dict[str, _Overlay] = {}
         self._taken: dict[str, int] = {}
@@ -132,16 +136,32 @@ class Placing:
         self, members: list[Member], free: dict[str, int], limit: int, full: dict[str, list[str]], events: list[Event]
     ) -> None:
         for placed in self._queue.place(members, free, limit, self._policy, full):
-            task_id, member, _, place = placed
-            fact = self._assignment(placed)
+            task_id, member, choice, place = placed
+            fits = self._fitting(task_id, member, choice.peers, free) if self.affinity is not None else None
+            member = fits or member
+            fact = self._assignment(task_id, member, choice, place)
             if fact is None or task_id in self._placed:
                 # Gone, or an earlier placement is still on its way: it waits again after that.
                 self._queue.settle(place.tenant, place.key)
                 continue
             if place.lane.suspect:
                 self._policy.lent[task_id] = process_of(member)
+            if fits is not None and isinstance(fact.why, Why):
+                fact.why = structs.replace(fact.why, rule="fit")
             self._take(task_id, member, fact, place)
             events.append(Event(task_id, fact))
+
+    def _fitting(self, task_id: str, member: Member, peers: Sequence[Member], free: dict[str, int]) -> Member | None:
+        """The one of equally good members with a free slot that has done the like of this task, if any has."""
+        task = self._state.tasks.get(task_id) or self._fresh.get(task_id)
+        if self.affinity is None or task is None or member not in peers:
+            return None
+        able = [peer for peer in peers if free[peer.id] > 0 or peer.id == member.id]
+        fits = self.affinity.best(able, task.agent, bytes(task.input))
+        if fits is not None:
+            free[member.id] += 1
+            free[fits.id] -= 1
+        return fits
 
     def _slots(self, links: Links) -> tuple[list[Member], dict[str, int], dict[str, list[str]]]:
         """The members that can be given something, how much, and the agents for which child swarms have no slot."""
@@ -216,10 +236,9 @@ class Placing:
 
         return min((member for member in members if suits(member)), key=load, default=None)
 
-    def _assignment(self, placed: Placed) -> Assigned | None:
+    def _assignment(self, task_id: str, member: Member, choice: Choice, place: Place) -> Assigned | None:
         """The placement, with a slice of what its budgets have left; the fold says what it may have of that."""
         state = self._state
-        task_id, member, choice, place = placed
         task = state.tasks.get(task_id)
         wanted = task or self._fresh.get(task_id)
         if wanted is None:

@@ -16,6 +16,8 @@ from msgspec import Meta, Struct
 from swarmd.core.placement import SUSPECT_LOSSES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from swarmd.core.experience import Learned
     from swarmd.core.placement import Lane, LaneKey
     from swarmd.core.state import Member, SwarmState
@@ -40,22 +42,28 @@ class PlacementSettings(Struct, frozen=True):
     """How a leader places. A level of priority is worth `ageing_ms` of waiting.
 
     Attempts of idempotent agents that take longer than `hedge_quantile` of them are hedged, as long as hedges are at
-    most `hedge_share` of all attempts (0: never). `seed` is for policies that draw lots.
+    most `hedge_share` of all attempts (0: never). With `affinity` a task goes to a good member that has done its like,
+    if one is free. `seed` is for policies that draw lots.
     """
 
     policy: PolicyName = "adaptive"
     ageing_ms: Annotated[int, Meta(ge=0)] = 10_000
     hedge_share: Annotated[float, Meta(ge=0, le=1)] = 0.05
     hedge_quantile: Annotated[float, Meta(gt=0, lt=1)] = 0.95
+    affinity: bool = False
     seed: int = 0
 
 
 class Choice:
-    """The members of one lane in one round of placements. `rule` says what spoke for the last one taken."""
+    """The members of one lane in one round of placements. `rule` says what spoke for the last one taken.
+
+    `peers` are those that would do as well as the one that is taken first.
+    """
 
     rule: Rule = "load"
     expected_ms = 0
     free = 0
+    peers: Sequence[Member] = ()
 
     def take(self, waiting: int, waited_ms: int) -> Member | None:
         """Take one slot for the lane's next task, of which `waiting` wait; None when none shall be used now."""
@@ -117,6 +125,7 @@ class _Pull(Choice):
 
     def __init__(self, able: list[Member], free: dict[str, int], expected_ms: int) -> None:
         self._able = _ByLoad(able, free)
+        self.peers = able
         self.free = len(able)
         self.expected_ms = expected_ms
         self.rule = "load" if len(able) > 1 else "only"
@@ -183,6 +192,7 @@ class _Adaptive(Choice):
         dear = [(view.dear[member.id], member.id, member) for member in able if member.id in view.dear]
         self._free, self._good_slots = free, view.good_slots
         self._good = _ByLoad(good, free)
+        self.peers = good
         self._dear = sorted(dear, key=lambda one: one[:2])
         self.free = len(able)
         self.expected_ms = expected_ms

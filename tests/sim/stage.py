@@ -8,6 +8,7 @@ from msgspec import Raw
 
 from swarmd.core.leader import Leader
 from swarmd.core.office import LeaderSettings
+from swarmd.core.policies import PlacementSettings
 from swarmd.core.state import Limits, SwarmState
 from swarmd.core.wire import Heartbeat, Start, Submission
 from tests.core.history import History
@@ -28,6 +29,7 @@ class Stage:
         self.now_ms = 10_000
         self.limits = Limits(**limits)
         self.budgets: dict[str, Limit] = {}
+        self.placement = PlacementSettings()
         self.leaders: list[Leader] = []
         self.items: list[tuple[str, Item]] = []
 
@@ -36,7 +38,13 @@ class Stage:
     def orchestrator(self, boot: str) -> Leader:
         """An orchestrator that has folded everything so far."""
         settings = LeaderSettings(
-            self.limits, lease_ms=LEASE_MS, resend_ms=100, settle_ms=50, stall_ms=10**6, budgets=self.budgets
+            self.limits,
+            lease_ms=LEASE_MS,
+            resend_ms=100,
+            settle_ms=50,
+            stall_ms=10**6,
+            budgets=self.budgets,
+            placement=self.placement,
         )
         leader = Leader(SwarmState("s"), f"o-{boot}", boot, settings)
         self.leaders.append(leader)
