@@ -133,6 +133,19 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
             return self.hive
         return self.swarms.get(swarm, SwarmTable())
 
+    @property
+    def children(self) -> dict[str, tuple[str, ...]]:
+        """The swarms that are members of another one, by the name of that one."""
+        return {name: table.swarms for name, table in self.hosted.items() if table.swarms}
+
+    @property
+    def hosted(self) -> dict[str, SwarmTable | HiveTable]:
+        """All swarms that `up` hosts, the hive last."""
+        found: dict[str, SwarmTable | HiveTable] = {**self.swarms}
+        if self.hive is not None:
+            found[self.hive.name] = self.hive
+        return found
+
     def schedules(self, swarm: str) -> dict[str, Schedule]:
         """The declared schedules of `swarm`, by id."""
         mine = {name: table for name, table in self.schedule.items() if (table.swarm or swarm) == swarm}

@@ -11,6 +11,8 @@ from swarmd.core.ids import check_name
 from swarmd.core.model_profile import PROFILES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from swarmd.config import Settings
     from swarmd.config.tables import McpTable
 
@@ -54,13 +56,22 @@ def check(settings: Settings, where: str) -> None:
             raise Rejected("bad_config", f"{where}: schedule {name!r} {why}")
     for name, server in settings.mcp.items():
         _check_mcp(name, server, where)
-    if settings.hive is None:
-        return
-    if settings.hive.name in settings.swarms:
+    if settings.hive is not None and settings.hive.name in settings.swarms:
         raise Rejected("bad_config", f"{where}: the hive and a swarm are both called {settings.hive.name!r}")
-    for child in settings.hive.swarms:
-        if child not in settings.swarms:
-            raise Rejected("bad_config", f"{where}: the hive names swarm {child!r}, {_listed_names(settings.swarms)}")
+    for parent, children in settings.children.items():
+        for child in children:
+            if child not in hosted:
+                raise Rejected("bad_config", f"{where}: {parent} names swarm {child!r}, {_listed_names(hosted)}")
+        _check_ring(settings.children, [parent], where)
+
+
+def _check_ring(children: Mapping[str, Sequence[str]], path: list[str], where: str) -> None:
+    """No swarm may contain itself: a task could go round for ever."""
+    for child in children.get(path[-1], ()):
+        if child in path:
+            ring = " > ".join([*path[path.index(child) :], child])
+            raise Rejected("bad_config", f"{where}: swarm {child!r} would contain itself: {ring}")
+        _check_ring(children, [*path, child], where)
 
 
 def _check_budgets(settings: Settings, where: str) -> None:

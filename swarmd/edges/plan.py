@@ -40,9 +40,12 @@ def parts_of(settings: Settings) -> tuple[list[Part], dict[str, str]]:
     hive = settings.hive
     if hive is not None:
         parts += _crew(settings, hive.name, hive, "hivemind")
-        for child in hive.swarms:
-            flags = ("--swarm", hive.name, "--child", child, "--name", child)
-            parts.append(Part(f"delegate-{child}", "delegate", "delegate", hive.name, flags, hive.drain_ms / 1000))
+    for parent, children in settings.children.items():
+        for child in children:
+            flags = ("--swarm", parent, "--child", child, "--name", child)
+            name = f"delegate-{child}" if hive is not None and parent == hive.name else f"delegate-{parent}-{child}"
+            drain_s = settings.crew(parent).drain_ms / 1000
+            parts.append(Part(name, "delegate", "delegate", parent, flags, drain_s))
     without: dict[str, str] = {}
     memory = settings.memory
     if memory.enabled:
@@ -80,12 +83,9 @@ def _workers(settings: Settings, swarm: str) -> int:
 
 
 def members_wanted(settings: Settings) -> dict[str, int]:
-    """How many members each swarm has once all processes run: worker nodes, and a hive's child swarms."""
-    wanted = {name: _workers(settings, name) * table.nodes for name, table in settings.swarms.items()}
-    hive = settings.hive
-    if hive is not None:
-        wanted[hive.name] = _workers(settings, hive.name) * hive.nodes + len(hive.swarms)
-    return wanted
+    """How many members each swarm has once all processes run: worker nodes and child swarms."""
+    hosted = settings.hosted.items()
+    return {name: _workers(settings, name) * table.nodes + len(table.swarms) for name, table in hosted}
 
 
 def write_settings(settings: Settings, folder: Path) -> Path:

@@ -125,10 +125,13 @@ def _at_least_one(flag: str, given: int | None, default: int) -> int:
 def _delegate(args: argparse.Namespace, settings: Settings, swarm: str) -> Role:
     if not args.child:
         raise Rejected("bad_usage", "a delegate speaks for a child swarm: name it with --child SWARM")
+    if args.child == swarm:
+        raise Rejected("hive_ring", f"a hive cannot be its own child: {swarm}")
     hive = settings.hive
     options = wiring.DelegateOptions(
         parent=swarm,
         child=check_name("swarm", args.child),
+        labels=settings.crew(args.child).labels if args.label is None else labels_of(args.label),
         capacity_max=_at_least_one("--capacity", args.capacity, hive.child_capacity if hive else 256),
     )
 

@@ -22,7 +22,7 @@ from swarmd.core.errors import UNREADABLE, Conflict, Fault, Rejected
 from swarmd.core.events import NULL, Completed, Fact, Failure, MemberJoined, Returned, Spending
 from swarmd.core.ids import delegated_id, swarm_member
 from swarmd.core.sharing import RING_LABEL, labels_for, path_of
-from swarmd.core.wire import Heartbeat, Load, Outcome, Submission, SwarmLoad, SwarmStatus
+from swarmd.core.wire import Heartbeat, Load, Outcome, Roll, RollQuery, Submission, SwarmLoad
 from swarmd.ports import Blobs
 from swarmd.roles.child import ChildSwarm
 from swarmd.roles.exchange import carry
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 LOOK_MS: Final = 250
 #: A delegate that was not heard for so long is taken for dead by another that starts.
 SILENT_MS: Final = 900
-STATUS_MS_MAX: Final = 2_000
+ROLL_MS_MAX: Final = 2_000
 #: A child that refused work as full gets none for so many looks.
 FULL_LOOKS: Final = 8
 #: A child that has not answered so often in a row gets no new work.
@@ -199,14 +199,14 @@ class Delegate(MemberProcess):
 
     async def _heard_ms(self) -> int:
         """How long ago a delegate of the child was heard in the parent; -1 when none was, or nobody can say."""
+        query = msgspec.json.encode(RollQuery(swarm_member(self._child.name)))
         try:
-            answer = await self._shell.bus.request(subjects.ctl(self._who.swarm, "status"), b"", STATUS_MS_MAX)
-            status = msgspec.json.decode(answer, type=SwarmStatus)
+            answer = await self._shell.bus.request(subjects.ctl(self._who.swarm, "roll"), query, ROLL_MS_MAX)
+            roll = msgspec.json.decode(answer, type=Roll)
         except (Fault, *UNREADABLE) as error:
-            log.info("whether swarm %s has a delegate is not known: %s", self._child.name, error)
+            log.debug("whether swarm %s has a delegate is not known: %s", self._child.name, error)
             return -1
-        member = swarm_member(self._child.name)
-        return next((one.heard_ms for one in status.members if one.member == member and one.reachable), -1)
+        return roll.heard_ms if roll.reachable else -1
 
     def _of_two(self) -> str:
         return f"another delegate speaks for swarm {self._child.name} in {self._who.swarm}: end one of them"

@@ -39,8 +39,10 @@ def refuse(name: Any, arguments: Any = None) -> Any:
 class Hive:
     """A running broker and the roles on it; `url` is for clients, `settings(role)` for roles."""
 
-    def __init__(self, server: NatsServer, credentials: Mapping[str, Credentials], group: asyncio.TaskGroup) -> None:
-        self.server, self._credentials, self._group = server, credentials, group
+    def __init__(
+        self, server: NatsServer, credentials: Mapping[str, Credentials], group: asyncio.TaskGroup, users: Path
+    ) -> None:
+        self.server, self._credentials, self._group, self.users = server, credentials, group, users
         self._stops: list[asyncio.Event] = []
         self._processes: list[asyncio.subprocess.Process] = []
 
@@ -94,6 +96,28 @@ class Hive:
         self._processes.append(process)
         return process
 
+    async def command(self, role: str, *flags: str) -> asyncio.subprocess.Process:
+        """Start `swarmd run ROLE` with these flags, as a user would; what it says is for the caller to read."""
+        file = self.users / f"{role}.json"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "swarmd", "run", role, *flags),
+            *("--nats", self.server.url, "--user-file", str(file)),
+            cwd=self.users.parent,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        self._processes.append(process)
+        return process
+
+    async def orchestrator_process(self, swarm: str, name: str) -> asyncio.subprocess.Process:
+        """Start an orchestrator as a process of its own, and wait until it says that it is ready."""
+        process = await self.command("orchestrator", "--swarm", swarm, "--name", name)
+        assert process.stdout is not None
+        async with asyncio.timeout(WAIT_S):
+            assert b"ready" in await process.stdout.readline()
+        return process
+
     @staticmethod
     async def kill(process: asyncio.subprocess.Process) -> None:
         """SIGKILL, and wait until it is gone."""
@@ -124,7 +148,7 @@ async def hive(tmp_path: Path, *swarms: str, also: tuple[str, ...] = ()) -> Asyn
     await server.start()
     try:
         async with asyncio.TaskGroup() as group:
-            running = Hive(server, credentials, group)
+            running = Hive(server, credentials, group, tmp_path / "users")
             try:
                 for swarm in swarms:
                     await running.orchestrator(swarm)

@@ -49,7 +49,7 @@ def _add_run(commands: flags.Commands) -> None:
     run.add_argument("--agents", action="append", metavar="MODULE", help="worker: agents to host; may be repeated")
     run.add_argument("--nodes", type=int, default=None, help="worker: nodes in this process")
     run.add_argument("--capacity", type=int, default=None, help="worker: slots per node; delegate: of the child")
-    run.add_argument("--label", action="append", default=None, metavar="KEY=VALUE", help="worker: may be repeated")
+    run.add_argument("--label", action="append", default=None, metavar="KEY=VALUE", help="of its members; repeatable")
     run.add_argument("--child", default="", metavar="SWARM", help="delegate: the child swarm that it speaks for")
     run.add_argument("--memory", default=None, metavar="NAME", help="the shared memory (default: shared)")
     run.add_argument("--rebuild", action="store_true", help="memory: drop the store and fill it from the log")

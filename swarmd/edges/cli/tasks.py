@@ -11,7 +11,7 @@ from swarmd.edges.cli.budgets import HELP, account_text, budget_of, spending_tex
 if TYPE_CHECKING:
     import argparse
 
-    from swarmd.core.wire import NextSlot, Outcome, SwarmStatus
+    from swarmd.core.wire import Load, NextSlot, Outcome, SwarmStatus
     from swarmd.edges.cli.session import Session
     from swarmd.edges.client import Client
 
@@ -298,11 +298,19 @@ def swarm_text(status: SwarmStatus) -> str:
         f"tasks    {tasks}",
         f"so far   {', '.join(f'{count} {name}' for name, count in counted.items()) or 'nothing'}",
     ]
+    lines += [f"child    {child_text(m.member, m.load)}" for m in status.members if m.load is not None]
     lines += [f"waiting  {count} for agent {agent}" for agent, count in sorted(status.waiting.items())]
     lines += [f"next     {moment_text(due.next_ms)} {due.id} ({due.agent})" for due in _soonest(status)]
     lines += [f"refusing {status.refusing}"] if status.refusing else []
     lines += [f"budget   {account_text(account)}" for account in status.budgets]
     return "\n".join(lines)
+
+
+def child_text(member: str, load: Load) -> str:
+    """What a child swarm has to do."""
+    waits = f"{load.queued} of its tasks wait, {load.waiting} of ours" if load.queued else "nothing waits"
+    name = member.partition("/")[2]
+    return f"{name}: {load.free} slots free, {waits}, {load.members} members, answers in {load.latency_ms} ms"
 
 
 def _soonest(status: SwarmStatus) -> list[NextSlot]:
