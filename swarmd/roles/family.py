@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from swarmd.core.wire import Outcome
 
 PRIORITY_MAX = 1_000
+#: So many children are begun at once, and the results of so many read. An agent may want tens of thousands in one
+#: breath; whoever does all that in one turn of the loop sends no heartbeat meanwhile, and is given up.
+SPAWNS_MAX = 128
+READ_MAX = 256
 ASK_MS = 5_000
 
 
@@ -50,18 +54,7 @@ class Family(Journal):
         (`durations` knows): where siblings compete for slots, the one with the longest way ahead goes first.
         """
         check_name("agent", agent)
-        key = self._key("spawn")
-        recorded = await self._look_up(key, "spawned")
-        if isinstance(recorded, Spawned):
-            if recorded.agent != agent:
-                why = f"spawn {key!r} of {agent!r} was recorded as a spawn of {recorded.agent!r}"
-                raise AgentFailed("journal_mismatch", why, retryable=False)
-            child = Child(child_id(self.task, recorded.n))
-            self._resolved.setdefault(child.task, None)  # of many children only those with a verdict are told of
-            return child
-        self._spawned += 1
-        child = Child(child_id(self.task, self._spawned))
-        fact = Spawned(epoch=self.epoch, key=key, n=self._spawned, agent=agent)
+        fact = Spawned(epoch=self.epoch, key=self._key("spawn"), n=0, agent=agent)
         fact.concurrency_key, fact.rank_ms = check_key(concurrency_key), max(0, int(rank_ms))
         fact.requires = {"swarm": check_name("swarm", swarm)} if swarm else {}
         if priority is not None:
@@ -73,6 +66,27 @@ class Family(Journal):
             fact.labels = msgspec.convert(dict(labels or {}), dict[str, str])
         except msgspec.ValidationError as error:
             raise AgentFailed("bad_labels", f"labels are texts by name: {error}", retryable=False) from None
+        if fact.key in self._journal:
+            return await self._spawn(fact, wanted)
+        if self._seats is None:
+            self._seats = asyncio.Semaphore(SPAWNS_MAX)
+        async with self._seats:
+            return await self._spawn(fact, wanted)
+
+    async def _spawn(self, fact: Spawned, wanted: Any) -> Child:
+        """The child that is recorded, or that is recorded now."""
+        key, agent = fact.key, fact.agent
+        recorded = await self._look_up(key, "spawned")
+        if isinstance(recorded, Spawned):
+            if recorded.agent != agent:
+                why = f"spawn {key!r} of {agent!r} was recorded as a spawn of {recorded.agent!r}"
+                raise AgentFailed("journal_mismatch", why, retryable=False)
+            child = Child(child_id(self.task, recorded.n))
+            self._resolved.setdefault(child.task, None)  # of many children only those with a verdict are told of
+            return child
+        self._spawned += 1
+        fact.n = self._spawned
+        child = Child(child_id(self.task, fact.n))
         self._resolved[child.task] = None
         with self._acting(key):
             fact.input, fact.input_blob = await self.pack(wanted)
@@ -97,8 +111,11 @@ class Family(Journal):
         """
         self._check_children(children)
         await self._until_resolved([[child.task for child in children]])
-        results = await asyncio.gather(*(self._result(child, return_failures) for child in children))
-        return list(results)
+        results: list[Any] = []
+        for first in range(0, len(children), READ_MAX):  # a slice at a time: heartbeats want their turn too
+            some = children[first : first + READ_MAX]
+            results += await asyncio.gather(*(self._result(child, return_failures) for child in some))
+        return results
 
     async def first(self, *children: Child, count: int = 1) -> list[tuple[Child, Any]]:
         """The first `count` children that have a verdict, in the order of their verdicts in the log.
@@ -112,7 +129,7 @@ class Family(Journal):
             done = [child for child in children if self._resolved.get(child.task) is not None]
             if len(done) >= count:
                 break
-            left = [child for child in children if child not in done]
+            left = [child for child in children if self._resolved.get(child.task) is None]
             groups = [[child.task] for child in left] if count - len(done) < len(left) else [[c.task for c in left]]
             await self._until_resolved(groups)
         done.sort(key=lambda child: self._resolved[child.task] or (0, 0))

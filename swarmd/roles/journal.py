@@ -73,6 +73,7 @@ class Journal:
         self._in_flight: dict[str, None] = {}
         self._parked: dict[str, int] = {}
         self._waiting: tuple[list[list[str]], ...] = ()
+        self._seats: asyncio.Semaphore | None = None
         self._changed: asyncio.Event | None = None  # something is resolved, a step has ended, or the attempt is over
         self._over = self._suspending = self._pause_wanted = False
         self._groups: Sequence[list[str]] = ()

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from msgspec import Raw
 
 from swarmd.adapters.fakes import FakeBus
+from swarmd.core import kin
 from swarmd.core.codec import Codec, Commit
 from swarmd.core.errors import Fault
 from swarmd.core.events import Completed, Event, Fact, Failed, Resolved, Sent, Suspended
@@ -16,6 +18,7 @@ from swarmd.core.turns import ModelReply, ModelRequest, ToolSpec
 from swarmd.core.wire import Start
 from swarmd.ports import ToolPolicy
 from swarmd.roles.attempt import AgentFailed, AttemptPorts, Child
+from swarmd.roles.family import SPAWNS_MAX
 from swarmd.roles.journal import Recorded
 from swarmd.roles.member import MemberSettings
 from swarmd.roles.tool_calls import run_tool
@@ -260,6 +263,33 @@ async def test_a_branch_between_two_steps_holds_up_a_suspension(life: Life) -> N
     life.children = {"t~1": None}
     assert await life.attempt(run) == Suspended(epoch=1, waits=[["t~1"]])
     assert len([fact for _, fact in life.facts() if isinstance(fact, Recorded)]) == 10
+
+
+async def test_thousands_of_children_in_one_breath_leave_the_loop_to_others(life: Life) -> None:
+    """An attempt that has everything done in one turn of the loop keeps its process from sending heartbeats."""
+    in_flight: list[int] = []
+
+    async def run(ctx: Context, wanted: Any) -> Any:
+        async def look() -> None:
+            while True:
+                in_flight.append(len(ctx._in_flight))
+                await asyncio.sleep(0)
+
+        async with asyncio.TaskGroup() as group:
+            looking = group.create_task(look())
+            children = await asyncio.gather(*(ctx.spawn("b", n) for n in range(1_500)))
+            looking.cancel()
+        assert [child.task for child in children] == [f"t~{n}" for n in range(1, 1_501)]
+        return await ctx.gather(*children)
+
+    assert await life.attempt(run) == Suspended(epoch=1, waits=[["~1..1500"]])
+    assert 0 < max(in_flight) <= SPAWNS_MAX
+    receipts = [await life.ports.writer.store(Event(f"t~{n + 1}", Completed(1, Raw(b"%d" % n)))) for n in range(1_500)]
+    places = [place for place, fact in life.facts() if isinstance(fact, Recorded)]
+    start = Start("t", 2, "w/b/0", "a", Raw(b"null"), steps=kin.runs(places))
+    start.done = [(n + 1, receipt.seq, 0) for n, receipt in enumerate(receipts)]
+    assert len(start.steps) < 100
+    assert output(await life.worker.outcome(start)) == list(range(1_500))
 
 
 # --- code that was changed meanwhile ---------------------------------------------------------------
