@@ -260,7 +260,7 @@ def _observer(swarms: Sequence[str], memories: Sequence[str]) -> Rules:
         publish += _follow(subjects.log_stream(swarm))
         publish += _read(subjects.snapshot_stream(swarm), subjects.blob_stream(swarm), subjects.intake_stream(swarm))
         publish.append(f"$JS.API.STREAM.PURGE.{subjects.blob_stream(swarm)}")  # snapshots that newer ones replaced
-    subscribe = _each(swarms, "swarm.{}.find.>", "swarm.{}.beat", "swarm.{}.health.>")
+    subscribe = _each(swarms, "swarm.{}.find.>", "swarm.{}.tend.>", "swarm.{}.beat", "swarm.{}.health.>")
     return [*publish, *_inboxes()], subscribe
 
 

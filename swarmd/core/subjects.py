@@ -67,6 +67,11 @@ def find(swarm: str, verb: str) -> str:
     return f"swarm.{swarm}.find.{verb}"
 
 
+def tend(swarm: str, verb: str) -> str:
+    """Requests of an admin to the observers."""
+    return f"swarm.{swarm}.tend.{verb}"
+
+
 def dispatch(swarm: str, role: str, writer: str, boot: str) -> str:
     return f"swarm.{swarm}.dispatch.{role}.{writer}.{boot}"
 

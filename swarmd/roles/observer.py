@@ -59,6 +59,13 @@ class FoundOne(Struct, omit_defaults=True):
     error: Failure | None = None
 
 
+class Tended(Struct, omit_defaults=True):
+    """The answer to `tend.rebuild` and `tend.snapshot`: the sequence at which the observer was, or its snapshot is."""
+
+    seq: int
+    error: Failure | None = None
+
+
 class ObserverPorts(Struct, frozen=True):
     """What an observer needs of the world."""
 
@@ -137,6 +144,7 @@ class Observer:
         swarm, bus = self._settings.swarm, self._ports.bus
         self._saved_ms = self._ports.clock.now_ms()
         self._finds = await bus.subscribe(subjects.find(swarm, "*"), self._on_find, queue="observers")
+        tends = await bus.subscribe(subjects.tend(swarm, "*"), self._on_tend)
         try:
             async with asyncio.TaskGroup() as self._group:
                 self._group.create_task(self._follow())
@@ -149,6 +157,7 @@ class Observer:
                 await self._ports.log.last_seq()  # a round trip on the same connection, behind the subscription
                 self.serving.set()
         finally:
+            await tends.close()
             await self._finds.close()
 
     async def drain(self) -> None:
@@ -344,6 +353,25 @@ class Observer:
             await self._ports.bus.publish(message.reply, payload)
         except SwarmdError as error:
             self._ports.probe.trouble("find", error)
+
+    def _on_tend(self, message: Received) -> None:
+        """An admin wants the catalog made anew, or a snapshot: of every observer, since each has its own."""
+        verbs = {"rebuild": self._rebuild, "snapshot": self._save_now}
+        act = verbs.get(message.subject.rpartition(".")[2])
+        if act is not None and is_plain(message.reply):
+            self._group.create_task(act(message.reply))
+
+    async def _rebuild(self, reply: str) -> None:
+        await self._ports.bus.publish(reply, msgspec.json.encode(Tended(self.state.seq)))
+        raise Rewound("an admin wants the catalog made anew from the log")
+
+    async def _save_now(self, reply: str) -> None:
+        try:
+            await self.save_snapshot()
+            answer = Tended(self._saved_seq)
+        except SwarmdError as error:
+            answer = Tended(self._saved_seq, Failure(error.code, error.message))
+        await self._ports.bus.publish(reply, msgspec.json.encode(answer))
 
     async def _find_tasks(self, payload: bytes) -> bytes:
         query = _parse(payload)

@@ -19,7 +19,8 @@ from swarmd.core.codec import Codec, Commit
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Event, Reunited
 from swarmd.core.wire import TaskQuery
-from swarmd.edges.wiring import DelegateOptions, run_delegate
+from swarmd.edges.reconcile import Reconciler, Wish
+from swarmd.edges.wiring import DelegateOptions, connected, run_delegate
 from tests.system.hives import Hive, hive, until
 from tests.system.swarms import Role
 from tests.system.test_delegate import joined
@@ -128,6 +129,16 @@ class Scene:
         finally:
             await disconnect(client)
 
+    async def agrees(self, report: Reunited) -> None:
+        """A reconciliation finds nothing that differs, and shows the report."""
+        nats = self.above.settings("admin")
+        async with connected(nats, "above") as above, connected(self.below.settings("admin"), "below") as below:
+            wish = Wish("hive", ["hive", "members"], settle_s=0.5)
+            found = await Reconciler(above.bus, nats, wish, {"desk": below.bus}, lambda text: None).run()
+        assert (found.differences, found.skipped) == ([], {})
+        (shown,) = found.reunions
+        assert (shown["way"], shown["tasks"], shown["cut_ms"]) == (report.way, report.tasks, report.cut_ms)
+
     async def report(self, way: str) -> Reunited:
         async def look() -> Any:
             return [report for report in await self.reports() if report.way == way]
@@ -175,6 +186,7 @@ async def test_a_child_that_cannot_be_reached_goes_on(tmp_path: Path, cut: Calla
         assert await scene.client.result(one, VERDICT_MS) == "ONE"
         assert await scene.client.result(two, VERDICT_MS) == "TWO"
         report = await scene.report("child")
+        await scene.agrees(report)
         await scene.end("three")
         assert await scene.client.result(three, VERDICT_MS) == "THREE"
         assert sorted(scene.desk.begun) == ["four", "one", "own", "three", "two"]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from swarmd.config import Settings
 
 OK: Final = 0
+DIFFERENT: Final = 1
 USAGE: Final = 2
 REJECTED: Final = 3
 FAULT: Final = 4
@@ -23,6 +24,7 @@ INTERRUPTED: Final = 130
 
 EXIT_CODES: Final = """exit codes:
   0    done
+  1    something differs (reconcile)
   2    wrong usage of the command line
   3    rejected: the input, the configuration or the state forbids it
   4    fault: broker, swarm or disk unreachable or failing; worth another try
