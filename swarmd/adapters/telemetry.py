@@ -55,6 +55,8 @@ METRICS = (
     Metric("counter", "swarmd_retries_total", "Attempts that failed and were queued again."),
     Metric("counter", "swarmd_reassigned_total", "Attempts taken from a member before they ended.", ("reason",)),
     Metric("gauge", "swarmd_members", "Members by state as the leader sees them.", ("state",)),
+    Metric("gauge", "swarmd_workers", "Worker processes that take work."),
+    Metric("gauge", "swarmd_workers_desired", "Worker processes that there should be."),
     Metric("gauge", "swarmd_slots", "Capacity of the members.", ("state",)),
     Metric("gauge", "swarmd_heartbeat_age_seconds", "Age of the oldest heartbeat of a live member."),
     Metric("gauge", "swarmd_phi_max", "How odd the oddest silence of a live member is: phi, given up from 8 on."),

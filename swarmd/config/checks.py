@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from swarmd.config.tables import worker_range
 from swarmd.core.budgets import BUDGET_MAX
 from swarmd.core.errors import Rejected
 from swarmd.core.ids import check_name
@@ -33,6 +34,7 @@ def check(settings: Settings, where: str) -> None:
             raise Rejected(
                 "bad_config", f'{where}: price {name!r} must be called by its model: [price."provider:model"]'
             )
+    _check_workers(settings, where)
     _check_tools(settings, where)
     _check_budgets(settings, where)
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -90,6 +92,18 @@ def _check_budgets(settings: Settings, where: str) -> None:
         if not 0 < len(key) <= 128 or "*" in key[:-1]:
             why = "a key has 1 to 128 characters, and * only at its end, for all keys that begin so"
             raise Rejected("bad_config", f"{where}: key {key[:150]!r}: {why}")
+
+
+def _check_workers(settings: Settings, where: str) -> None:
+    crews = [(f"swarm.{name}", table.workers) for name, table in settings.swarm.items()]
+    if settings.hive is not None:
+        crews.append(("hive", settings.hive.workers))
+    for crew, workers in crews:
+        try:
+            worker_range(workers)
+        except ValueError:
+            why = f'{crew}.workers: {workers!r} is neither a number such as 2 nor a range such as "1..4"'
+            raise Rejected("bad_config", f"{where}: {why}") from None
 
 
 def _check_tools(settings: Settings, where: str) -> None:

@@ -26,6 +26,17 @@ Natural = typing.Annotated[int, msgspec.Meta(ge=0)]
 Name = typing.Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 
 
+def worker_range(workers: int | str) -> tuple[int, int]:
+    """The fewest and the most worker processes that "MIN..MAX" or a number allows. Raises `ValueError` for others."""
+    if isinstance(workers, int):
+        return workers, workers
+    fewest, separator, most = workers.partition("..")
+    bounds = int(fewest), int(most) if separator else int(fewest)
+    if not 0 <= bounds[0] <= bounds[1]:
+        raise ValueError(workers)
+    return bounds
+
+
 class NatsTable(Struct, frozen=True, forbid_unknown_fields=True):
     """The broker. Without `url`, `swarmd up` starts one of its own and every other command asks 127.0.0.1:4222."""
 
@@ -262,9 +273,14 @@ class PlacementTable(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SwarmTable(Struct, frozen=True, forbid_unknown_fields=True):
-    """One swarm: `workers` processes of `nodes` worker nodes with `capacity` slots each; `swarms` are members too."""
+    """One swarm: `workers` processes of `nodes` worker nodes with `capacity` slots each; `swarms` are members too.
 
-    workers: Natural = 1
+    `workers` may be a range, "MIN..MAX": then as many run as its leader desires, and one that has not been needed for
+    `workers_idle_ms` is drained.
+    """
+
+    workers: Natural | str = 1
+    workers_idle_ms: Natural = 60_000
     nodes: Positive = 2
     capacity: Positive = 16
     agents: tuple[str, ...] = ("swarmd.agents",)
@@ -279,7 +295,8 @@ class HiveTable(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: Name = "hive"
     swarms: tuple[str, ...] = ()
-    workers: Natural = 1
+    workers: Natural | str = 1
+    workers_idle_ms: Natural = 60_000
     nodes: Positive = 1
     capacity: Positive = 64
     agents: tuple[str, ...] = ()

@@ -42,6 +42,7 @@ from swarmd.core.office import LeaderSettings, OwedOutcome, ended_of, rest_of, s
 from swarmd.core.outcomes import outcome_of
 from swarmd.core.placing import Placing
 from swarmd.core.quarantine import Wards
+from swarmd.core.scaling import Scaling
 from swarmd.core.schedules import NoCron, Planner, Slots
 from swarmd.core.sharing import Sharing
 from swarmd.core.state import Attempt, Member, SwarmState, Task, tombstone
@@ -98,6 +99,7 @@ class Leader(Commands):
         self.placing.folded(self._log_ms)
         self.granting = Granting(self.state, self.settings.budgets)
         self.sharing = Sharing(self.state, self.links)
+        self.scaling = Scaling(self.settings.workers_idle_ms)
         self.door = Door(self.state, self.placing, self.settings)
 
     # --- folding ---
@@ -420,6 +422,7 @@ class Leader(Commands):
         self._fire(now_ms)
         self._declare_budgets(now_ms)
         self._reconcile()
+        self.scaling.tick(self, now_ms)
         for child, recall in self.sharing.due(self.placing.overlays, now_ms):
             self.links.send(child, recall)
         for member in self.links.lapsed(now_ms):

@@ -46,6 +46,7 @@ class LeaderSettings(Struct, frozen=True):
     placement: PlacementSettings = PlacementSettings()
     tenants: dict[str, TenantPolicy] = field(default_factory=dict)
     keys: dict[str, KeyPolicy] = field(default_factory=dict)
+    workers_idle_ms: int = 60_000
 
     def health(self) -> HealthSettings:
         """What concerns the links to members."""

@@ -43,14 +43,14 @@ class Lane:
     """The waiting tasks of one agent, one set of required labels and one version ("": not begun, any).
 
     Suspects have lanes of their own. Tasks that their concurrency key holds up are `blocked`; the others stand in
-    `heaps`, by tenant, `keyed` of each key.
+    `heaps`, by tenant, `keyed` of each key. `tasks` counts them all, without what has left and still stands in a heap.
     """
 
     def __init__(self, key: LaneKey) -> None:
         self.key = key
         self.agent, self.requires, self.version, self.suspect = key
         self.heaps: dict[str, list[Entry]] = {}
-        self.waiting = self.blocked = 0
+        self.tasks = self.waiting = self.blocked = 0
         self.keyed: dict[str, int] = {}
 
     def suits(self, member: Member) -> bool:
@@ -133,6 +133,7 @@ class Queue:
         if not backlog:  # nobody saves up turns while it wants none
             self._served[tenant] = max(self._served.get(tenant, 0.0), self._reached)
         self._backlog[tenant] = backlog + 1
+        place.lane.tasks += 1
         if place.key:
             self._push_keyed(entry)
         else:
@@ -155,6 +156,7 @@ class Queue:
 
     def _forget(self, entry: Entry) -> None:
         tenant = entry[6].tenant
+        entry[6].lane.tasks -= 1
         left = self._backlog[tenant] - 1
         if left:
             self._backlog[tenant] = left
@@ -167,6 +169,19 @@ class Queue:
         for entry in self._waiting.values():
             agent = entry[6].lane.agent
             counts[agent] = counts.get(agent, 0) + 1
+        return counts
+
+    def waiting_for(self, members: list[Member]) -> dict[str, int]:
+        """How many tasks wait for a slot of these members, by agent; without any, for whomever.
+
+        Counted by lane, however long it is. What a concurrency key holds up waits for no slot.
+        """
+        agents = {agent for member in members for agent in member.agents}
+        counts: dict[str, int] = {}
+        for lane in self._lanes.values():
+            suited = not members or (lane.agent in agents and (not lane.requires or any(map(lane.suits, members))))
+            if suited and lane.tasks > lane.blocked:
+                counts[lane.agent] = counts.get(lane.agent, 0) + lane.tasks - lane.blocked
         return counts
 
     def is_blocked(self, task_id: str) -> bool:

@@ -265,6 +265,10 @@ class Placing:
         """How many tasks wait for each agent."""
         return self._queue.waiting()
 
+    def waiting_for(self, members: list[Member]) -> dict[str, int]:
+        """How many tasks wait for a slot of these members, by agent."""
+        return self._queue.waiting_for(members)
+
     def is_blocked(self, task_id: str) -> bool:
         """Whether a waiting task is held up by its concurrency key."""
         return self._queue.is_blocked(task_id)

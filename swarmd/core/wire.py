@@ -523,11 +523,15 @@ class Dispatch(Struct):
 
 
 class Beat(Struct):
-    """The leader's beacon: who leads, and how far its fold is."""
+    """The leader's beacon: who leads, and how far its fold is.
+
+    `workers` is how many worker processes it would have (-1: it does not say).
+    """
 
     term: int
     seq: int
     leader: str
+    workers: int = -1
 
 
 # --- members to leader -----------------------------------------------------------------------------

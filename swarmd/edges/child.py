@@ -158,13 +158,14 @@ class Child:
             raise Fault("not_ready", f"{self.name} is not ready after {READY_S:.0f} s: {self.last_words()}")
 
     async def stop(self, timeout_s: float) -> None:
-        """SIGTERM, then SIGKILL after `timeout_s`; returns when it is gone. Idempotent."""
-        self._stopping = True
+        """SIGTERM, once, then SIGKILL after `timeout_s`; returns when it is gone. Idempotent."""
+        told, self._stopping = self._stopping, True
         process = self._process
         if process is None or process.returncode is not None:
             self._ended.set()
             return
-        process.terminate()
+        if not told:  # a second signal would cut its draining short
+            process.terminate()
         try:
             async with asyncio.timeout(timeout_s):
                 await process.wait()

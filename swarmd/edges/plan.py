@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec import Struct
 
+from swarmd.config.tables import worker_range
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -64,28 +66,37 @@ def parts_of(settings: Settings) -> tuple[list[Part], dict[str, str]]:
 
 
 def _crew(settings: Settings, swarm: str, table: SwarmTable | HiveTable, role: str) -> list[Part]:
-    """Orchestrators, workers and the observer of one swarm."""
+    """Orchestrators, the fewest workers and the observer of one swarm."""
     parts = []
     for n in range(1, table.orchestrators + 1):
         name = f"orchestrator-{swarm}-{n}"
         parts.append(Part(name, role, "orchestrator", swarm, ("--swarm", swarm, "--name", f"o{n}")))
-    for n in range(1, _workers(settings, swarm) + 1):
-        flags = ("--swarm", swarm, "--name", f"w{n}")
-        parts.append(Part(f"worker-{swarm}-{n}", "worker", "worker", swarm, flags, table.drain_ms / 1000))
+    parts += [worker_part(settings, swarm, n) for n in range(1, workers_of(settings, swarm)[0] + 1)]
     parts.append(Part(f"observer-{swarm}", "observer", "observer", swarm, ("--swarm", swarm, "--name", "v1")))
     return parts
 
 
-def _workers(settings: Settings, swarm: str) -> int:
-    """Worker processes of a swarm: none where there are no agents to host, such as in a hive that only delegates."""
+def worker_part(settings: Settings, swarm: str, n: int) -> Part:
+    """The `n`-th worker process of a swarm, from 1."""
+    flags = ("--swarm", swarm, "--name", f"w{n}")
+    drain_s = settings.crew(swarm).drain_ms / 1000
+    return Part(f"worker-{swarm}-{n}", "worker", "worker", swarm, flags, drain_s)
+
+
+def workers_of(settings: Settings, swarm: str) -> tuple[int, int]:
+    """The fewest and the most worker processes of a swarm.
+
+    None where there are no agents to host, such as in a hive that only delegates.
+    """
     table = settings.crew(swarm)
-    return table.workers if table.agents or settings.declared(swarm) or settings.programs(swarm) else 0
+    hosts = bool(table.agents or settings.declared(swarm) or settings.programs(swarm))
+    return worker_range(table.workers) if hosts else (0, 0)
 
 
 def members_wanted(settings: Settings) -> dict[str, int]:
     """How many members each swarm has once all processes run: worker nodes and child swarms."""
     hosted = settings.hosted.items()
-    return {name: _workers(settings, name) * table.nodes + len(table.swarms) for name, table in hosted}
+    return {name: workers_of(settings, name)[0] * table.nodes + len(table.swarms) for name, table in hosted}
 
 
 def write_settings(settings: Settings, folder: Path) -> Path:

@@ -215,6 +215,7 @@ def leader_settings(settings: Settings, swarm: str) -> LeaderSettings:
         placement=settings.placement.settings(),
         tenants={name: table.policy() for name, table in settings.tenant.items()},
         keys=dict(settings.key),
+        workers_idle_ms=settings.crew(swarm).workers_idle_ms,
     )
 
 

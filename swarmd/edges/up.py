@@ -15,6 +15,7 @@ import shlex
 import signal
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,12 +29,14 @@ from swarmd.adapters.nats_connect import NatsSettings
 from swarmd.adapters.nats_server import NatsServer
 from swarmd.adapters.sd_notify import Notifier
 from swarmd.adapters.telemetry import Health, HealthServer, Telemetry, gather
+from swarmd.config.tables import worker_range
 from swarmd.core import subjects
-from swarmd.core.errors import Fault
+from swarmd.core.errors import Fault, Rejected
 from swarmd.core.wire import SwarmStatus
 from swarmd.edges.child import Child
+from swarmd.edges.crews import Crew
 from swarmd.edges.disk import watch_disk
-from swarmd.edges.plan import ORDER, Part, members_wanted, parts_of, write_settings
+from swarmd.edges.plan import ORDER, Part, members_wanted, parts_of, worker_part, workers_of, write_settings
 from swarmd.edges.settings import READY_FILE, data_dir, leader_settings, nats_of, secrets_of
 from swarmd.edges.web.token import keep_token, sign_in_url
 from swarmd.edges.wiring import connected
@@ -73,6 +76,8 @@ class Up:
         self._data: Path = data_dir(settings)
         self._logs = self._data / "logs"
         self._children: dict[Part, Child] = {}
+        self._crews: list[Crew] = []
+        self._users: dict[str, str] = {}
         self._server: NatsServer | None = None
         self._nats = NatsSettings()
         self._told: Ready | None = None
@@ -93,8 +98,9 @@ class Up:
             async with asyncio.TaskGroup() as group:
                 side = [group.create_task(self._tick())]
                 try:
-                    users = await self._start_broker(group)
-                    await self._start_roles(group, users)
+                    self._users = await self._start_broker(group)
+                    await self._start_roles(group)
+                    side += [group.create_task(crew.run(self._nats, group)) for crew in self._crews]
                     if self._server is not None:
                         swarms = list(members_wanted(self._settings))
                         side.append(group.create_task(watch_disk(self._data, swarms, self._nats, self._renew_broker)))
@@ -140,19 +146,14 @@ class Up:
         self._telemetry.count("swarmd_broker_restarts_total")
         self._on_change()
 
-    async def _start_roles(self, group: asyncio.TaskGroup, users: dict[str, str]) -> None:
+    async def _start_roles(self, group: asyncio.TaskGroup) -> None:
         """Orchestrators first, since they make the streams; then everything else at once; then all must have joined."""
         parts, self._without = parts_of(self._settings)
         if any(part.role == "web" for part in parts):
             keep_token(self._data)
         config = write_settings(self._settings, self._data)
-        for part in parts:
-            arguments = ["-P", "-m", "swarmd", "run", part.role, *part.flags, "--config", str(config)]
-            arguments += ["--parent", str(os.getpid())]
-            if users:
-                arguments += ["--nats", self._nats.url, "--user-file", users[part.user]]
-            log_file = self._logs / f"{part.name}.log"
-            self._children[part] = Child(part.name, arguments, log_file, _environment(), self._on_change)
+        self._children = {part: self._child(part, config) for part in parts}
+        self._crews = self._scaled_crews(config)
         for wave in (True, False):
             chosen = [child for part, child in self._children.items() if (part.user == "orchestrator") == wave]
             for child in chosen:
@@ -161,6 +162,28 @@ class Up:
                 await self._or_stop(child.wait_ready())
         await self._or_stop(self._joined())
         self._tell()
+
+    def _child(self, part: Part, config: Path) -> Child:
+        arguments = ["-P", "-m", "swarmd", "run", part.role, *part.flags, "--config", str(config)]
+        arguments += ["--parent", str(os.getpid())]
+        if self._users:
+            arguments += ["--nats", self._nats.url, "--user-file", self._users[part.user]]
+        log_file = self._logs / f"{part.name}.log"
+        return Child(part.name, arguments, log_file, _environment(), self._on_change)
+
+    def _scaled_crews(self, config: Path) -> list[Crew]:
+        """The crews whose size is a range."""
+        crews = []
+        for swarm in members_wanted(self._settings):
+            bounds = workers_of(self._settings, swarm)
+            if bounds[0] < bounds[1]:
+                plan, hire = partial(worker_part, self._settings, swarm), partial(self._child, config=config)
+                crews.append(Crew(swarm, bounds, plan, hire, self._on_change, GRACE_S))
+        return crews
+
+    def _everyone(self) -> dict[Part, Child]:
+        """Every process, those of crews that have grown among them."""
+        return self._children | {part: child for crew in self._crews for part, child in crew.everyone.items()}
 
     async def _or_stop(self, wait: Any) -> None:
         """Wait for something, but no longer than until we are told to stop."""
@@ -193,7 +216,7 @@ class Up:
 
     def _ready(self) -> Ready:
         pids = {"up": os.getpid(), **({"nats": self._server.pid} if self._server else {})}
-        pids |= {child.name: child.pid for child in self._children.values()}
+        pids |= {child.name: child.pid for child in self._everyone().values()}
         hive = self._settings.hive.name if self._settings.hive else ""
         web = next((child.web for child in self._children.values() if child.web), "")
         return Ready(
@@ -234,7 +257,9 @@ class Up:
 
     def _metrics(self) -> str:
         targets = [
-            ({"process": child.name}, f"{child.metrics}/metrics") for child in self._children.values() if child.metrics
+            ({"process": child.name}, f"{child.metrics}/metrics")
+            for child in self._everyone().values()
+            if child.metrics
         ]
         self._telemetry.gauge("swarmd_loop_tick_age_seconds", self._health.tick_age_s())
         return gather(self._telemetry, targets)
@@ -255,7 +280,7 @@ class Up:
         def on_signal(number: signal.Signals) -> None:
             if self._stop.is_set():
                 log.warning("a second %s: killing everything", number.name)
-                for child in self._children.values():
+                for child in self._everyone().values():
                     child.kill()
                 os._exit(130)  # the broker dies with us
             log.info("%s: draining", number.name)
@@ -268,7 +293,7 @@ class Up:
         """Members first, while their swarms still lead; the log's readers after its writers; the broker last."""
         self._stop.set()
         for user in ORDER:
-            ending = [(part, child) for part, child in self._children.items() if part.user == user]
+            ending = [(part, child) for part, child in self._everyone().items() if part.user == user]
             await asyncio.gather(*(child.stop(part.drain_s + GRACE_S) for part, child in ending))
         if self._server is not None:
             await self._server.stop()
@@ -302,11 +327,9 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def main(settings: Settings, agents: tuple[str, ...], *, as_json: bool) -> int:
-    """Run until told to stop; the exit code."""
-    if agents:
-        swarms = {name: msgspec.structs.replace(table, agents=agents) for name, table in settings.swarms.items()}
-        settings = msgspec.structs.replace(settings, swarm=swarms)
+def main(settings: Settings, agents: tuple[str, ...], workers: str, *, as_json: bool) -> int:
+    """Run until told to stop; the exit code. `agents` and `workers` ("": as set) are for every swarm."""
+    settings = _changed(settings, agents, workers)
     configure_logs(settings.log.format, settings.log.level, secrets=secrets_of(settings), role="up")
     for swarm in (*settings.swarms, *([settings.hive.name] if settings.hive else [])):
         leader_settings(settings, swarm)  # what is wrong with it is said before anything is started
@@ -319,6 +342,20 @@ def main(settings: Settings, agents: tuple[str, ...], *, as_json: bool) -> int:
     except* Stopped:
         log.info("stopped before everything was ready")
     return 0
+
+
+def _changed(settings: Settings, agents: tuple[str, ...], workers: str) -> Settings:
+    """The settings with what flags say of every swarm."""
+    changes: dict[str, Any] = {"agents": agents} if agents else {}
+    if workers:
+        try:
+            worker_range(workers)
+        except ValueError:
+            why = f"--workers {workers}: write a number such as 2, or a range such as 1..4"
+            raise Rejected("bad_usage", why) from None
+        changes["workers"] = workers
+    swarms = {name: msgspec.structs.replace(table, **changes) for name, table in settings.swarms.items()}
+    return msgspec.structs.replace(settings, swarm=swarms) if changes else settings
 
 
 def _greeting(ready: Ready, settings: Settings) -> str:

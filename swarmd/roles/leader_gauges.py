@@ -35,6 +35,8 @@ def show_leader(leader: Leader, meter: Meter, now_ms: int) -> None:
     heard = [leader.links.heard_at_ms(member) for member in reachable]
     meter.gauge("swarmd_heartbeat_age_seconds", max(0, now_ms - min(heard)) / 1000 if heard else 0.0)
     meter.gauge("swarmd_phi_max", leader.links.phi_max(now_ms))
+    meter.gauge("swarmd_workers", leader.scaling.workers)
+    meter.gauge("swarmd_workers_desired", leader.scaling.desired or 0)
     meter.gauge("swarmd_grants_wanted", len(state.wishes))
     for name, account in state.accounts.items():
         if is_shared(name):  # those of tasks come and go with them: `swarmd status TASK` shows them

@@ -284,7 +284,8 @@ class Orchestrator:
 
     async def _beat(self, name: str) -> None:
         """The leader's beacon; without a name it is the last one."""
-        beat = Beat(self.leader.state.term, self.leader.state.seq, name)
+        wanted = self.leader.scaling.desired
+        beat = Beat(self.leader.state.term, self.leader.state.seq, name, -1 if wanted is None else wanted)
         await self._publish(subjects.beat(self._swarm), msgspec.json.encode(beat))
 
     async def _probe(self, key: LinkKey) -> None:

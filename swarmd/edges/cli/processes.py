@@ -22,6 +22,7 @@ def add(commands: flags.Commands, argv: Sequence[str]) -> None:
     up.add_argument(
         "--web-port", type=int, default=None, help="of the page for people (default: 9465; 0: any free one)"
     )
+    up.add_argument("--workers", default="", metavar="N|MIN..MAX", help="worker processes of every swarm (default: 1)")
     up.add_argument("--agents", action="append", metavar="MODULE", help="agents of every swarm; may be repeated")
     _add_run(commands)
     demo = commands.add("demo", _run_module, "run the main job on real files", "swarmd demo docs README.md")
@@ -70,7 +71,7 @@ def _extend(parser: argparse.ArgumentParser, module: str, wanted: bool) -> None:
 def _up(args: argparse.Namespace) -> int:
     from swarmd.edges.up import main
 
-    return main(flags.settings_of(args), tuple(args.agents or ()), as_json=flags.wants_json(args))
+    return main(flags.settings_of(args), tuple(args.agents or ()), args.workers, as_json=flags.wants_json(args))
 
 
 def _run(args: argparse.Namespace) -> int:
