@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from swarmd.adapters.broker_users import Credentials, keep_credentials, users_config
 from swarmd.adapters.nats_connect import NatsSettings
 from swarmd.adapters.nats_server import NatsServer
+from swarmd.adapters.streams import StreamLimits
 from swarmd.adapters.telemetry import Telemetry
 from swarmd.core.errors import Rejected
 from swarmd.edges.client import Client
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 30
+#: Of each store: many swarms must fit onto one disk.
+STORE_BYTES = 256 * 1024**2
+STORES = {f"SWARMD_LIMITS_{store}_BYTES_MAX": str(STORE_BYTES) for store in ("LOG", "INTAKE", "BLOB")}
 
 
 def refuse(name: Any, arguments: Any = None) -> Any:
@@ -55,7 +59,7 @@ class Hive:
         await self._role(
             lambda stop, ready: run_orchestrator(
                 self.settings("orchestrator"),
-                OrchestratorOptions(swarm, f"{swarm}-1"),
+                OrchestratorOptions(swarm, f"{swarm}-1", limits=StreamLimits(STORE_BYTES, STORE_BYTES, STORE_BYTES)),
                 Telemetry("orchestrator", swarm),
                 stop,
                 ready,
@@ -103,7 +107,7 @@ class Hive:
             *(sys.executable, "-P", "-m", "swarmd", "run", role, *flags),
             *("--nats", self.server.url, "--user-file", str(file)),
             cwd=self.users.parent,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **STORES},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
