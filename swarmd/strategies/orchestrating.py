@@ -16,12 +16,14 @@ from swarmd.core.errors import Rejected
 from swarmd.core.ids import check_name
 from swarmd.sdk import agent
 from swarmd.strategies.asking import AnyCall, Call, Prompt, ask_for, call_of, quoted, read
-from swarmd.strategies.order import begun, output_of, revised
+from swarmd.strategies.order import begun, estimated, output_of, revised
 from swarmd.strategies.plan import GIVEN, Plan, PlanLimits, check_plan, read_plan
 from swarmd.strategies.running import Running, advance, stop
 from swarmd.strategies.templates import as_text, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from swarmd.roles.context import Context
     from swarmd.strategies.order import Progress
 
@@ -130,8 +132,11 @@ async def _first_plan(ctx: Context, job: Job) -> Plan:
         check_plan(plan, job.agents, job.limits)
         return plan
 
-    if job.plan is not None:
-        return sound(job.plan)
+    plan = sound(job.plan) if job.plan is not None else await _planned(ctx, job, sound)
+    return estimated(plan, await ctx.durations(*sorted({task.agent for task in plan.tasks})))
+
+
+async def _planned(ctx: Context, job: Job, sound: Callable[[Any], Plan]) -> Plan:
     return await ask_for(ctx, _planner(job), _planning(job), "planner", sound)
 
 

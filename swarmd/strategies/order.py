@@ -14,7 +14,7 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from swarmd.strategies.plan import Plan, PlanLimits, PlanTask, check_plan, needs, sinks, topological
 from swarmd.strategies.templates import MISSING, fill, references
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 #: What a task without an estimate is taken to last: tasks of a plan then count alike.
 SECONDS: Final = 1.0
-#: The rank of what begins a plan's longest path.
-RANK_MAX: Final = 10
 
 
 class Progress(Struct):
@@ -74,9 +72,19 @@ def remaining(plan: Plan) -> dict[str, float]:
     return left
 
 
-def rank(progress: Progress, task: PlanTask) -> int:
-    """How urgent a task is, from 0 to `RANK_MAX`: its remaining path as a share of the plan's longest."""
-    return round(RANK_MAX * progress.left[task.id] / max(progress.left.values()))
+def estimated(plan: Plan, durations: Mapping[str, int]) -> Plan:
+    """The plan with estimates: a task that has none takes what its agent does (milliseconds), or the mean of these."""
+    typical = sum(durations.values()) / len(durations) / 1000 if durations else 0.0
+    tasks = [
+        task if task.seconds else structs.replace(task, seconds=durations.get(task.agent, 0) / 1000 or typical)
+        for task in plan.tasks
+    ]
+    return Plan(tasks, plan.output)
+
+
+def rank_ms(progress: Progress, task: PlanTask) -> int:
+    """Milliseconds that the plan will take from the start of this task on: its remaining path."""
+    return round(1000 * progress.left[task.id])
 
 
 def start_next(progress: Progress) -> PlanTask | None:

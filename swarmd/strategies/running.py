@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from swarmd.core.errors import Rejected
 from swarmd.core.wire import Outcome
 from swarmd.strategies.asking import failure_of
-from swarmd.strategies.order import RANK_MAX, Progress, give_up, input_of, rank, settle, start_next
+from swarmd.strategies.order import Progress, give_up, input_of, rank_ms, settle, start_next
 from swarmd.strategies.templates import take
 
 if TYPE_CHECKING:
@@ -62,9 +62,8 @@ async def _start(ctx: Context, run: Running) -> PlanTask | None:
             if task.optional:
                 continue
             return task
-        # a child has at most its parent's priority: the most urgent task has that, the others a little less
         run.live[task.id] = run.children[task.id] = await ctx.spawn(
-            task.agent, given, priority=ctx.priority - RANK_MAX + rank(run.progress, task)
+            task.agent, given, rank_ms=rank_ms(run.progress, task)
         )
     return None
 

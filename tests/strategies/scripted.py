@@ -45,7 +45,8 @@ class ScriptedContext:
         self.agents, self.replies = dict(agents or {}), list(replies)
         self.seconds, self.slots, self.known = seconds, slots, list(verdicts)
         self.spawned: list[tuple[str, Any]] = []
-        self.priorities: list[int] = []
+        self.ranks: list[int] = []
+        self.learned: dict[str, int] = {}
         self.verdicts: list[str] = []
         self.cancelled: list[str] = []
         self.requests: list[ModelRequest] = []
@@ -56,13 +57,16 @@ class ScriptedContext:
         self._running: list[tuple[float, int]] = []
         self._results: dict[str, Any] = {}
 
+    async def durations(self, *agents: str) -> dict[str, int]:
+        return {agent: self.learned[agent] for agent in agents if agent in self.learned}
+
     # --- children ---
 
-    async def spawn(self, agent: str, wanted: Any = None, *, labels: Any = None, priority: int | None = None) -> Kid:
+    async def spawn(self, agent: str, wanted: Any = None, *, labels: Any = None, rank_ms: int = 0) -> Kid:
         number = len(self.spawned)
         self.spawned.append((agent, msgspec.json.decode(msgspec.json.encode(wanted))))
-        self.priorities.append(priority or 0)
-        heapq.heappush(self._queue, (-(priority or 0), number))
+        self.ranks.append(rank_ms)
+        heapq.heappush(self._queue, (-rank_ms, number))
         return Kid(f"t~{number + 1}")
 
     async def gather(self, *children: Kid, return_failures: bool = False) -> list[Any]:

@@ -14,11 +14,12 @@ from swarmd.core.errors import Rejected
 from swarmd.strategies.order import (
     Progress,
     begun,
+    estimated,
     give_up,
     input_of,
     is_done,
     output_of,
-    rank,
+    rank_ms,
     remaining,
     revised,
     settle,
@@ -71,8 +72,15 @@ def test_the_longest_remaining_path_goes_first() -> None:
     tasks = (task("leaf"), task("slow", seconds=5), task("long"), task("l2", "long"), task("l3", "l2"))
     progress = begin(*tasks)
     assert remaining(progress.plan) == {"leaf": 1, "slow": 5, "long": 3, "l2": 2, "l3": 1}
-    assert [rank(progress, one) for one in tasks] == [2, 10, 6, 4, 2]
+    assert [rank_ms(progress, one) for one in tasks] == [1_000, 5_000, 3_000, 2_000, 1_000]
     assert started(progress) == ["slow", "long", "leaf"]
+
+
+def test_tasks_without_an_estimate_take_what_their_agent_takes() -> None:
+    plan = Plan([task("a"), task("b", "a", seconds=9), PlanTask("c", "new"), PlanTask("d", "slow")])
+    known = estimated(plan, {"echo": 4_000, "slow": 8_000})
+    assert [one.seconds for one in known.tasks] == [4, 9, 6, 8]
+    assert estimated(plan, {}) == plan
 
 
 def test_results_are_what_nobody_used_or_what_was_asked_for() -> None:

@@ -147,7 +147,7 @@ async def test_a_tree_adds_up_and_a_resumed_one_starts_the_same(items: list[int]
     assert done["result"] == 2 * sum(items)
     resumed: Any = ScriptedContext(AGENTS, verdicts=ctx.verdicts)
     assert await map_reduce(resumed, job) == done
-    assert (resumed.spawned, resumed.priorities) == (ctx.spawned, ctx.priorities)
+    assert (resumed.spawned, resumed.ranks) == (ctx.spawned, ctx.ranks)
 
 
 # --- orchestrator_workers --------------------------------------------------------------------------
@@ -189,7 +189,7 @@ async def test_there_are_no_barriers_and_the_critical_path_goes_first() -> None:
     )
     await orchestrator_workers(ctx, {"goal": "g", "agents": ["echo"], "plan": {"tasks": tasks}})
     assert ctx.now == 6
-    assert ctx.priorities == [0, 0, -2, -8]
+    assert ctx.ranks == [6_000, 6_000, 5_000, 1_000]
     first: Any = ScriptedContext(AGENTS, seconds=lambda agent, given: 1.0, slots=1)
     await orchestrator_workers(first, {"goal": "g", "agents": ["echo"], "plan": {"tasks": tasks[1::-1]}, "parallel": 1})
     assert [given for _, given in first.spawned] == [5, 1]
