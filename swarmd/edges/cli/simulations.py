@@ -23,9 +23,9 @@ def add(commands: flags.Commands) -> None:
     parser.add_argument("--policy", action="append", metavar="NAME", help="which ones (a,b; default: all)")
     parser.add_argument("--seeds", type=int, default=None, metavar="N", help="how many (default: 5)")
     parser.add_argument("--first-seed", type=int, default=1, metavar="SEED", help="count from here (default: 1)")
-    parser.add_argument("--tasks", type=int, default=2_000, metavar="N", help="tasks of a workload (default: 2000)")
-    parser.add_argument("--members", type=int, default=16, metavar="N", help="worker nodes (default: 16)")
-    parser.add_argument("--slots", type=int, default=1, metavar="N", help="slots of each node (default: 1)")
+    parser.add_argument("--tasks", type=int, default=None, metavar="N", help="tasks of a workload (default: 2000)")
+    parser.add_argument("--members", type=int, default=None, metavar="N", help="worker nodes (default: 16)")
+    parser.add_argument("--slots", type=int, default=None, metavar="N", help="slots of each node (default: 1)")
     parser.add_argument("--jobs", type=int, default=None, metavar="N", help="processes (default: one per processor)")
     parser.add_argument("--check", action="store_true", help="fail if adaptive misses a target")
     parser.add_argument("--plot", default="", metavar="FILE.svg", help="draw the comparison")
@@ -54,8 +54,8 @@ def _recorded(args: argparse.Namespace) -> Workload | None:
     from swarmd.edges.cli.session import note
     from swarmd.edges.simulate.logs import read_log
 
-    if args.workload:
-        raise Rejected("bad_usage", "give either --workload or a log (--log, --nats, --data, --swarm), not both")
+    if args.workload or args.tasks or args.members or args.slots:
+        raise Rejected("bad_usage", "a log has its own work: leave out --workload, --tasks, --members and --slots")
     swarm = flags.swarm_of(args)
     recording = asyncio.run(read_log(flags.settings_of(args), swarm, args.log))
     workload = recording.workload()

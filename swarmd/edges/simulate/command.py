@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -35,12 +36,10 @@ class Cell(Struct, frozen=True):
     workload: str | Workload
     policy: str
     seed: int
-    tasks: int
-    members: int
-    slots: int
+    sizes: dict[str, int]
 
     def run(self) -> Result:
-        return simulate(self.workload, self.policy, self.seed, tasks=self.tasks, members=self.members, slots=self.slots)
+        return simulate(self.workload, self.policy, self.seed, **self.sizes)
 
 
 def wanted(args: argparse.Namespace, recorded: Workload | None = None) -> list[Cell]:
@@ -51,12 +50,14 @@ def wanted(args: argparse.Namespace, recorded: Workload | None = None) -> list[C
             raise Rejected("bad_usage", f"--{flag.replace('_', '-')} must be at least 1, not {value}")
     policies = _chosen("policy", args.policy, POLICIES)
     workloads: Sequence[str | Workload]
+    sizes = {"tasks": args.tasks, "members": args.members, "slots": args.slots}
     if recorded is not None:
         workloads, seeds = [recorded], args.seeds or 1
     else:
         workloads, seeds = _chosen("workload", args.workload, tuple(GENERATORS)), args.seeds or SEEDS
+    given = {name: value for name, value in sizes.items() if value}
     return [
-        Cell(workload, policy, args.first_seed + number, args.tasks, args.members, args.slots)
+        Cell(workload, policy, args.first_seed + number, given)
         for workload in workloads
         for number in range(seeds)
         for policy in policies
@@ -98,12 +99,17 @@ def _each(cells: Sequence[Cell], processes: int) -> Iterator[tuple[int, Result]]
     if processes == 1:
         yield from ((at, cell.run()) for at, cell in enumerate(cells))
         return
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), _deaf) as pool:
         running = {pool.submit(cell.run): at for at, cell in enumerate(cells)}
         try:
             yield from ((running[done], done.result()) for done in as_completed(running))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _deaf() -> None:
+    """Ctrl-C reaches the whole group of processes; the one that was started by a person is to end it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _progress(done: int, total: int, result: Result) -> None:
@@ -122,8 +128,7 @@ COLUMNS: Final = (
 
 def report(results: Sequence[Result], summed: Sequence[Summary], late: list[str]) -> dict[str, Any]:
     """All figures of all seeds, their summaries, and the targets that are missed."""
-    runs = [{name: value for name, value in to_builtins(one).items() if name != "curve"} for one in results]
-    return {"summaries": to_builtins(summed), "missed": late, "runs": runs}
+    return {"summaries": to_builtins(summed), "missed": late, "runs": to_builtins(results)}
 
 
 def table(summed: Sequence[Summary]) -> str:

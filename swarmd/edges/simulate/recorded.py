@@ -82,6 +82,8 @@ class Recording:
             self._arrived(effect.task, at_ms)
         elif isinstance(effect, fx.Started):
             self._running[effect.task.id, effect.attempt.epoch] = (effect.attempt.member, at_ms)
+        elif isinstance(effect, fx.Stopped):
+            self._running.pop((effect.task, effect.epoch), None)
         elif isinstance(effect, fx.Ended):
             task = self._tasks.get(effect.task.id)
             if task is not None:
@@ -138,7 +140,7 @@ class Recording:
             )
         speeds = _speeds(done)
         first_ms = min(done[0].came_ms, *(one.came_ms for one in members.values()))
-        last_ms = done[-1].came_ms
+        stays = _indispensable(done, members)
         jobs = [_job(task, speeds, first_ms) for task in done]
         shapes = [
             MemberShape(
@@ -148,8 +150,7 @@ class Recording:
                 agents=one.agents,
                 labels=one.labels,
                 joins_ms=one.came_ms - first_ms,
-                # Who left after the last arrival left because all was done: under another policy it may not be yet.
-                leaves_ms=one.left_ms - first_ms if 0 < one.left_ms < last_ms else 0,
+                leaves_ms=one.left_ms - first_ms if one.left_ms and name not in stays else 0,
             )
             for name, one in members.items()
         ]
@@ -160,6 +161,21 @@ class Recording:
     def left_out(self) -> int:
         """How many tasks of the log are not replayed, since they were not completed."""
         return sum(not (task.done and task.ran) for task in self._tasks.values())
+
+
+def _indispensable(tasks: list[_Task], members: dict[str, _Member]) -> set[str]:
+    """Of those that could do a task, the last to leave: under another policy it may be needed for longer."""
+    found: set[str] = set()
+    lanes = {(task.agent, tuple(sorted(task.requires.items()))) for task in tasks}
+    for agent, requires in lanes:
+        able = {
+            name: one.left_ms
+            for name, one in members.items()
+            if agent in one.agents and all(one.labels.get(label) == value for label, value in requires)
+        }
+        if able and all(able.values()):
+            found.add(max(able, key=lambda name: able[name]))
+    return found
 
 
 def _job(task: _Task, speeds: dict[str, float], first_ms: int) -> Job:

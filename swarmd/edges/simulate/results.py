@@ -6,16 +6,13 @@ from math import sqrt
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Final
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from swarmd.edges.simulate.shapes import Workload
     from swarmd.edges.simulate.swarm import Observed
-
-#: A curve holds the sojourn times that so many shares, evenly spaced from none to all, do not exceed.
-CURVE: Final = 400
 
 
 class Result(Struct):
@@ -47,7 +44,6 @@ class Result(Struct):
     hedging_pct: float
     work_ms: int
     makespan_ratio: float = 0.0
-    curve: list[float] = field(default_factory=list)
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
@@ -93,7 +89,6 @@ def measured(workload: Workload, policy: str, seen: Observed) -> Result:
         100 * seen.hedged_work_ms / max(1, seen.first_work_ms),
         seen.first_work_ms + seen.hedged_work_ms,
         fmean(ratios) if ratios else 0.0,
-        [quantile(sojourns, n / CURVE) for n in range(CURVE + 1)],
     )
 
 
