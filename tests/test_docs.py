@@ -50,6 +50,7 @@ from swarmd.core.prices import Price
 from swarmd.edges import cli, schemas
 from swarmd.edges.cli import flags
 from swarmd.roles.context import Context
+from swarmd.roles.family import Spawning
 from swarmd.roles.waits import Approving, Asking
 from tests.core.history import NODE, OTHER, History
 from tests.sim.laws import LAWS
@@ -260,7 +261,11 @@ def _settings() -> Iterator[tuple[str, str, str]]:
     tables |= {"[program.<name>]": config.ProgramTable, "[tool.<name>]": config.ToolTable}
     tables |= {"[mcp.<name>]": config.McpTable}
     tables |= {"[provider.<name>]": config.ProviderTable, '[price."<provider:model>"]': Price}
-    tables |= {"[tenant.<name>]": config.TenantTable, "[key.<name>]": config.KeyTable, "[schedule.<name>]": config.ScheduleTable}
+    tables |= {
+        "[tenant.<name>]": config.TenantTable,
+        "[key.<name>]": config.KeyTable,
+        "[schedule.<name>]": config.ScheduleTable,
+    }
     for section, struct in tables.items():
         for known in msgspec.structs.fields(struct):
             if known.required:
@@ -302,7 +307,7 @@ def _keywords(name: str) -> list[str]:
         if parameter.kind is parameter.KEYWORD_ONLY:
             found.append(parameter.name)
         elif parameter.name == "how":
-            found += {"ask": Asking, "approve": Approving}[name].__annotations__
+            found += {"ask": Asking, "approve": Approving, "spawn": Spawning}[name].__annotations__
     return found
 
 

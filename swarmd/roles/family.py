@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import msgspec
 from msgspec import Raw
@@ -32,6 +32,15 @@ READ_MAX = 256
 ASK_MS = 5_000
 
 
+class Spawning(TypedDict, total=False):
+    """How a child ranks, and what it may spend."""
+
+    priority: int | None
+    budget: Budget | None
+    concurrency_key: str
+    rank_ms: int
+
+
 class Family(Journal):
     """The context's side of children."""
 
@@ -42,10 +51,7 @@ class Family(Journal):
         *,
         swarm: str = "",
         labels: Mapping[str, str] | None = None,
-        priority: int | None = None,
-        budget: Budget | None = None,
-        concurrency_key: str = "",
-        rank_ms: int = 0,
+        **how: Unpack[Spawning],
     ) -> Child:
         """Want a child task, as a step; `swarm` names a child swarm of this one that shall run it.
 
@@ -55,8 +61,12 @@ class Family(Journal):
         """
         check_name("agent", agent)
         fact = Spawned(epoch=self.epoch, key=self._key("spawn"), n=0, agent=agent)
-        fact.concurrency_key, fact.rank_ms = check_key(concurrency_key), max(0, int(rank_ms))
+        fact.concurrency_key, fact.rank_ms = (
+            check_key(how.get("concurrency_key", "")),
+            max(0, int(how.get("rank_ms", 0))),
+        )
         fact.requires = {"swarm": check_name("swarm", swarm)} if swarm else {}
+        priority, budget = how.get("priority"), how.get("budget")
         if priority is not None:
             fact.priority = max(-PRIORITY_MAX, min(PRIORITY_MAX, int(priority)))
         if budget is not None:
