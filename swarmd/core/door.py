@@ -29,6 +29,7 @@ class Door:
         self._state, self._placing = state, placing
         self._live_tasks_max, self._tenants = settings.limits.live_tasks_max, settings.tenants
         self.proposed: dict[str, tuple[str, list[Ask]]] = {}
+        self._entering: dict[str, set[str]] = {}
         self.events: list[Event] = []
         self.again: list[Event] = []
         self.answers: list[tuple[Ask, Receipt]] = []
@@ -48,7 +49,7 @@ class Door:
         if not self._is_new(task_id, content, ask, now_ms):
             return None if task_id in self.proposed else Receipt(task_id, known=True)
         self._check_room(submission.tenant, refusing)
-        self.proposed[task_id] = (content, [] if ask is None else [ask])
+        self._enter(submission.tenant, task_id, content, [] if ask is None else [ask])
         fact = commands.to_fact(submission, content, self._state.term, now_ms, packed)
         self.events.append(Event(task_id, fact))
         if not fact.not_before_ms:
@@ -72,7 +73,7 @@ class Door:
                     return
             else:
                 self._check_room(submission.tenant, refusing)
-                self.proposed[task_id] = (content, [])
+                self._enter(submission.tenant, task_id, content, [])
         except (Rejected, Conflict) as error:
             self.refuse(task_id, error, reply, seq)
             return
@@ -119,9 +120,23 @@ class Door:
             live = len(self._state.tasks) + len(self.proposed)
             raise Rejected("swarm_full", f"{live} tasks are live, the limit is {self._live_tasks_max}")
         policy, use = self._tenants.get(tenant), self._state.tenants.get(tenant)
-        if policy is not None and use is not None and 0 < policy.live_max <= use.live:
-            why = f"tenant {tenant!r} has {use.live} live tasks, its limit is {policy.live_max}"
+        live = (use.live if use is not None else 0) + len(self._entering.get(tenant, ()))
+        if policy is not None and 0 < policy.live_max <= live:
+            why = f"tenant {tenant!r} has {live} live tasks, its limit is {policy.live_max}"
             raise Rejected("tenant_full", f"{why}: submit again when some have ended")
+
+    def _enter(self, tenant: str, task_id: str, content: str, asks: list[Ask]) -> None:
+        """A submission is proposed; of a tenant with a bound it counts from here on."""
+        self.proposed[task_id] = (content, asks)
+        policy = self._tenants.get(tenant)
+        if policy is not None and policy.live_max:
+            self._entering.setdefault(tenant, set()).add(task_id)
+
+    def _entered(self, tenant: str, task_id: str) -> tuple[str, list[Ask]]:
+        """It is proposed no more."""
+        if tenant in self._entering:
+            self._entering[tenant].discard(task_id)
+        return self.proposed.pop(task_id, ("", []))
 
     def is_full(self) -> bool:
         """Whether the swarm has as many live tasks as it may have."""
@@ -131,9 +146,9 @@ class Door:
 
     def settle_submitted(self, task_id: str, fact: Submitted, event: Event) -> None:
         """Our own event is folded: answer who asked, and see that a raw submission got its task or refusal."""
-        proposed = self.proposed.pop(task_id, None)
+        _, asks = self._entered(fact.tenant, task_id)
         self._placing.proposed_is_over(task_id)
-        for ask in proposed[1] if proposed else ():
+        for ask in asks:
             self.answers.append((ask, self._receipt(task_id, fact.digest)))
         if self._is_settled(fact.intake_seq):
             return
@@ -141,7 +156,7 @@ class Door:
         if known is None and self._is_forgotten(task_id):
             self.refuse(task_id, too_old(task_id), fact.reply, fact.intake_seq)
         elif known is None:
-            self.proposed[task_id] = (fact.digest, [])
+            self._enter(fact.tenant, task_id, fact.digest, [])
             self.again.append(event)
         elif known.digest != fact.digest:
             self.refuse(task_id, id_taken(task_id), fact.reply, fact.intake_seq)
@@ -160,12 +175,12 @@ class Door:
     def dropped(self, task_id: str, fact: Submitted, event: Event, error: Rejected) -> None:
         """The proposal could not be stored: who asked is told, a raw submission is proposed again later."""
         if not fact.intake_seq:
-            _, asks = self.proposed.pop(task_id, ("", []))
+            _, asks = self._entered(fact.tenant, task_id)
             self._placing.withdraw(task_id)
             failure = Failure(error.code, error.message)
             self.answers.extend((ask, Receipt(error=failure)) for ask in asks)
         elif error.code == "too_large":
-            self.proposed.pop(task_id, None)
+            self._entered(fact.tenant, task_id)
             self.refuse(task_id, error, fact.reply, fact.intake_seq)
         else:
             self.again.append(event)

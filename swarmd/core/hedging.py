@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from swarmd.core.placement import SUSPECT_LOSSES
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -35,14 +37,18 @@ class Hedging:
         """Whether there is something to hedge, and leave to do it."""
         return bool(self._late) and self._allowance >= 1.0
 
-    def started(self, task: Task, attempt: Attempt) -> int:
-        """An attempt began; after how many milliseconds it is late (0: it is not hedged)."""
+    def started(self, task: Task, attempt: Attempt, *, anew: bool = True) -> int:
+        """An attempt began; after how many milliseconds it is late (0: it is not hedged).
+
+        One that ran when this office began (not `anew`) was counted before, and earns no hedge.
+        """
         member = self._state.members.get(attempt.member)
         if member is None or task.agent not in member.idempotent or not self._settings.hedge_share:
             return 0
-        if len(task.attempts) > 1:
+        if len(task.attempts) > 1 or len(task.victims) >= SUSPECT_LOSSES:
             return 0
-        self._allowance = min(SAVED_MAX, self._allowance + self._settings.hedge_share)
+        if anew:
+            self._allowance = min(SAVED_MAX, self._allowance + self._settings.hedge_share)
         return self._late_after_ms(task.agent)
 
     def _late_after_ms(self, agent: str) -> int:
@@ -72,6 +78,10 @@ class Hedging:
             if task is not None and attempt is not None and len(task.attempts) == 1 and not task.paused:
                 yield task, attempt
 
+    def over(self, task: Task) -> None:
+        """The task has its verdict, or is to wait."""
+        self._late.pop(task.id, None)
+
     def put_off(self, task: Task, attempt: Attempt) -> None:
         """No slot is free for it now."""
         self._late[task.id] = attempt.epoch
@@ -79,3 +89,9 @@ class Hedging:
     def spent(self) -> None:
         """A hedge was decided."""
         self._allowance -= 1.0
+
+    def came_to_nothing(self, task: Task | None) -> None:
+        """A hedge was not stored, or the fold did not take it: what it was for may have another one."""
+        self._allowance = min(SAVED_MAX, self._allowance + 1.0)
+        if task is not None and len(task.attempts) == 1:
+            self._late[task.id] = next(iter(task.attempts))

@@ -152,9 +152,9 @@ class Leader(Commands):
             self._send_start(self.state.members[attempt.member], task, attempt)
             self._watch(task, attempt, now_ms)
 
-    def _watch(self, task: Task, attempt: Attempt, now_ms: int) -> None:
+    def _watch(self, task: Task, attempt: Attempt, now_ms: int, *, anew: bool = True) -> None:
         """See to it that an attempt which may be hedged is looked at when it is late."""
-        delay_ms = self.placing.hedging.started(task, attempt)
+        delay_ms = self.placing.hedging.started(task, attempt, anew=anew)
         if delay_ms:
             self.timers.late(task, attempt.epoch, now_ms + delay_ms)
 
@@ -315,6 +315,7 @@ class Leader(Commands):
         self.leading = True
         self._ticked_at_ms = self._settled_at_ms = now_ms
         self._new_office()
+        self.placing.begin(now_ms)
         self.links.take_office(state, now_ms)
         if limits != state.limits:
             fact = Configured(
@@ -337,7 +338,7 @@ class Leader(Commands):
                 self.timers.begin(task)
             self._owe_waits(task)
             for attempt in task.attempts.values():
-                self._watch(task, attempt, now_ms)
+                self._watch(task, attempt, now_ms, anew=False)
             if task.attempts:
                 for item in ended_of(task):
                     self._tell_attempts(task, item)

@@ -201,7 +201,7 @@ def _assigned(state: SwarmState, commit: Commit, index: int, subject: str, fact:
         return "other_version"
     if task.state == "queued":
         journal, task.journal = task.journal, EMPTY
-    elif task.state == "assigned" and len(task.attempts) == 1:
+    elif task.state == "assigned" and len(task.attempts) == 1 and not task.paused:
         (other,) = task.attempts.values()
         if other.member == member.id:
             return "same_member"
@@ -244,6 +244,8 @@ def _requeued(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     out.append(fx.Stopped(subject, fact.epoch, state.members[attempt.member]))
     if not task.attempts:
         queue(state, task, out)
+    elif task.concurrency_key:
+        out.append(fx.Freed(task))
     return ""
 
 
@@ -299,6 +301,8 @@ def _member_lost(state: SwarmState, commit: Commit, index: int, subject: str, fa
             task.victims = (*task.victims, fact.member)
         retire(state, task, epoch)
         if task.attempts:
+            if task.concurrency_key:
+                out.append(fx.Freed(task))
             continue
         if len(task.victims) > state.limits.losses_max:
             end(state, fx.Ended(task, "dead", (commit.seq, index), failure=lost_members(task.victims)), out)

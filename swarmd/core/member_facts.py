@@ -273,6 +273,8 @@ def _returned(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     retire(state, task, fact.epoch)
     if not task.attempts:
         queue(state, task, out)
+    elif task.concurrency_key:
+        out.append(fx.Freed(task))
     return ""
 
 
@@ -305,6 +307,8 @@ def _failed(state: SwarmState, commit: Commit, index: int, subject: str, fact: F
         learn(state, task, attempt, commit.at_ms, failed=True)
     if fact.retryable and len(task.attempts) > 1:
         retire(state, task, fact.epoch)
+        if task.concurrency_key:
+            out.append(fx.Freed(task))
     elif fact.retryable and task.failures < task.retry.attempts_max:
         retire(state, task, fact.epoch)
         task.state = "backoff"

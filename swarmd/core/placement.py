@@ -42,16 +42,16 @@ class TenantPolicy(Struct, frozen=True):
 class Lane:
     """The waiting tasks of one agent, one set of required labels and one version ("": not begun, any).
 
-    Suspects have lanes of their own. Tasks that their concurrency key holds up are `blocked`; the others stand in
-    `heaps`, by tenant, `keyed` of each key. `tasks` counts them all, without what has left and still stands in a heap.
+    Suspects have lanes of their own. The tasks stand in `heaps`, by tenant; of those with a concurrency key the first
+    of each of its `crowds`, unless the key holds it up. `tasks` counts those without a key, and none that has left.
     """
 
     def __init__(self, key: LaneKey) -> None:
         self.key = key
         self.agent, self.requires, self.version, self.suspect = key
         self.heaps: dict[str, list[Entry]] = {}
-        self.tasks = self.waiting = self.blocked = 0
-        self.keyed: dict[str, int] = {}
+        self.tasks = self.waiting = 0
+        self.crowds: dict[tuple[str, str], Crowd] = {}
 
     def suits(self, member: Member) -> bool:
         """Whether `member` offers this lane's agent in its version and carries its labels."""
@@ -72,6 +72,19 @@ class Place(Struct, frozen=True):
 #: Age, the way ahead (negative), sequence, index, a count (so that comparison never goes further), the task, its place.
 Entry = tuple[int, int, int, int, int, str, Place]
 _Share = tuple[float, float]
+#: Turns of tenants that want nothing now are looked through when there are so many.
+_SERVED_MIN: Final = 1_000
+
+
+class Crowd:
+    """The waiting tasks of one concurrency key in one lane, of one tenant; the first stands in the lane if `open`."""
+
+    def __init__(self, lane: Lane, key: str, tenant: str) -> None:
+        self.lane, self.key, self.tenant = lane, key, tenant
+        self.heap: list[Entry] = []
+        self.tasks = 0
+        self.open = True
+        self.standing: set[int] = set()  #: counts of the entries that the lane's heap has
 
 
 class Queue:
@@ -83,12 +96,13 @@ class Queue:
         self._state, self._keys, self._tenants, self._ageing_ms = state, keys, tenants, ageing_ms
         self._lanes: dict[LaneKey, Lane] = {}
         self._waiting: dict[str, Entry] = {}
-        self._blocked: dict[str, list[Entry]] = {}
+        self._crowds: dict[str, dict[Crowd, None]] = {}
         self._reopening: dict[str, int] = {}
         self._served: dict[str, float] = {}
         self._backlog: dict[str, int] = {}
         self._reached = 0.0
         self._taken: dict[str, int] = {}
+        self._contended = False
         self._count = 0
         self.log_ms = 0  #: the time of the newest folded commit
 
@@ -99,6 +113,8 @@ class Queue:
 
     def push(self, task: Task) -> None:
         """A queued task waits for a slot."""
+        if self._waits_already(task.id):
+            return
         age = task.since_ms - task.priority * self._ageing_ms
         lane = self._lane(task.agent, task.requires, task.version, len(task.victims) >= SUSPECT_LOSSES)
         place = Place(lane, task.tenant, task.concurrency_key, self.log_ms)
@@ -107,6 +123,8 @@ class Queue:
 
     def push_proposed(self, task_id: str, fact: Submitted) -> None:
         """A submission that is not folded yet waits too, behind all folded ones of its age."""
+        if self._waits_already(task_id):
+            return
         self._count += 1
         age = self.log_ms - fact.priority * self._ageing_ms
         lane = self._lane(fact.agent, fact.requires)
@@ -120,22 +138,25 @@ class Queue:
             lane = self._lanes[key] = Lane(key)
         return lane
 
-    def _push(self, entry: Entry) -> None:
-        task_id, place = entry[5], entry[6]
+    def _waits_already(self, task_id: str) -> bool:
+        """Whether the state has spoken for this task; what was only proposed gives way."""
         known = self._waiting.get(task_id)
-        if known is not None:
-            if known[2] != _AFTER_ALL:
-                return
-            self._forget(known)
-        self._waiting[task_id] = entry
+        if known is not None and known[2] == _AFTER_ALL:
+            self.discard(task_id)
+            known = None
+        return known is not None
+
+    def _push(self, entry: Entry) -> None:
+        place = entry[6]
+        self._waiting[entry[5]] = entry
         tenant = place.tenant
         backlog = self._backlog.get(tenant, 0)
         if not backlog:  # nobody saves up turns while it wants none
             self._served[tenant] = max(self._served.get(tenant, 0.0), self._reached)
         self._backlog[tenant] = backlog + 1
-        place.lane.tasks += 1
+        place.lane.tasks += not place.key
         if place.key:
-            self._push_keyed(entry)
+            self._join(entry)
         else:
             self._enter(entry)
 
@@ -151,12 +172,23 @@ class Queue:
     def discard(self, task_id: str) -> None:
         """The task no longer waits; its heap entry is skipped when it surfaces."""
         entry = self._waiting.pop(task_id, None)
-        if entry is not None:
-            self._forget(entry)
+        if entry is None:
+            return
+        self._forget(entry)
+        if entry[6].key:
+            crowd = entry[6].lane.crowds[entry[6].key, entry[6].tenant]
+            if crowd.heap[0] is entry:
+                self._advance(crowd)
+        if not self._waiting:
+            self._lanes.clear()
 
     def _forget(self, entry: Entry) -> None:
-        tenant = entry[6].tenant
-        entry[6].lane.tasks -= 1
+        place = entry[6]
+        tenant = place.tenant
+        if place.key:
+            place.lane.crowds[place.key, tenant].tasks -= 1
+        else:
+            place.lane.tasks -= 1
         left = self._backlog[tenant] - 1
         if left:
             self._backlog[tenant] = left
@@ -180,8 +212,11 @@ class Queue:
         counts: dict[str, int] = {}
         for lane in self._lanes.values():
             suited = not members or (lane.agent in agents and (not lane.requires or any(map(lane.suits, members))))
-            if suited and lane.tasks > lane.blocked:
-                counts[lane.agent] = counts.get(lane.agent, 0) + lane.tasks - lane.blocked
+            tasks = lane.tasks + sum(
+                min(one.tasks, self._keys.room(one.key)) for one in lane.crowds.values() if one.open
+            )
+            if suited and tasks > 0:
+                counts[lane.agent] = counts.get(lane.agent, 0) + tasks
         return counts
 
     def is_blocked(self, task_id: str) -> bool:
@@ -191,60 +226,65 @@ class Queue:
 
     # --- concurrency keys ---
 
-    def _push_keyed(self, entry: Entry) -> None:
-        """At most as many of a key as may run at once stand in a lane, so that no crowd of them is sifted through."""
+    def _join(self, entry: Entry) -> None:
+        """One of each crowd stands in its lane, so that no crowd is sifted through when its key holds it up."""
         place = entry[6]
-        lane, key = place.lane, place.key
-        standing = lane.keyed.get(key, 0)
-        if standing >= self._keys.policy(key).concurrency:
-            lane.blocked += 1
-            heapq.heappush(self._blocked.setdefault(key, []), entry)
+        lane, key, tenant = place.lane, place.key, place.tenant
+        crowd = lane.crowds.get((key, tenant))
+        if crowd is None:
+            crowd = lane.crowds[key, tenant] = Crowd(lane, key, tenant)
+            self._crowds.setdefault(key, {})[crowd] = None
+        crowd.tasks += 1
+        heapq.heappush(crowd.heap, entry)
+        if crowd.open and crowd.heap[0] is entry:
+            self._stand(crowd)
+
+    def _stand(self, crowd: Crowd) -> None:
+        first = crowd.heap[0]
+        if first[4] not in crowd.standing:
+            crowd.standing.add(first[4])
+            self._enter(first)
+
+    def _advance(self, crowd: Crowd) -> None:
+        """The first of a crowd is gone, or may stand in the lane again."""
+        heap = crowd.heap
+        while heap and self._waiting.get(heap[0][5]) is not heap[0]:
+            heapq.heappop(heap)
+        if heap:
+            if crowd.open:
+                self._stand(crowd)
             return
-        lane.keyed[key] = standing + 1
-        self._enter(entry)
+        del crowd.lane.crowds[crowd.key, crowd.tenant]
+        crowds = self._crowds[crowd.key]
+        del crowds[crowd]
+        if not crowds:
+            del self._crowds[crowd.key]
+            self._reopening.pop(crowd.key, None)
 
-    def _leave(self, entry: Entry) -> None:
-        """An entry was taken off its lane."""
-        place = entry[6]
-        place.lane.waiting -= 1
-        if place.key:
-            left = place.lane.keyed[place.key] - 1
-            if left:
-                place.lane.keyed[place.key] = left
-            else:
-                del place.lane.keyed[place.key]
-
-    def _block(self, entry: Entry) -> None:
-        key = entry[6].key
-        entry[6].lane.blocked += 1
-        heapq.heappush(self._blocked.setdefault(key, []), entry)
-        opens_at_ms = self._keys.opens_at_ms(key)
+    def _shut(self, place: Place) -> None:
+        """A key holds up this crowd until it is freed, or its rate allows more."""
+        place.lane.crowds[place.key, place.tenant].open = False
+        opens_at_ms = self._keys.opens_at_ms(place.key)
         if opens_at_ms:
-            self._reopening[key] = opens_at_ms
+            self._reopening[place.key] = opens_at_ms
 
     def freed(self, key: str) -> None:
-        """A slot of this key is free again: the first of those that it held up may stand in their lanes."""
-        blocked = self._blocked.get(key)
-        if blocked is None:
+        """A slot of this key may be free again: the first of those that it held up may stand in their lanes."""
+        if key not in self._crowds or not self._keys.has_room(key):
             return
-        left: list[Entry] = []
-        room = self._keys.policy(key).concurrency
-        while blocked and room > 0:
-            entry = heapq.heappop(blocked)
-            lane = entry[6].lane
-            lane.blocked -= 1
-            if self._waiting.get(entry[5]) is not entry:
-                continue
-            room -= 1
-            left.append(entry)
-        for entry in left:  # those whose lane has enough of them already are held up again
-            self._push_keyed(entry)
-        if not blocked and key in self._blocked:
-            del self._blocked[key]
+        for crowd in list(self._crowds[key]):
+            if not crowd.open:
+                crowd.open = True
+                self._advance(crowd)
+
+    def begin(self, now_ms: int) -> None:
+        """An office begins: rates count from here on."""
+        self._keys.begin(now_ms)
 
     def tick(self, now_ms: int) -> None:
         """Time passes: rates allow more."""
-        self._keys.now_ms = now_ms
+        if self._keys.tick(now_ms):  # the clock went back
+            self._reopening = dict.fromkeys(self._reopening, now_ms)
         for key, at_ms in list(self._reopening.items()):
             if at_ms <= now_ms:
                 del self._reopening[key]
@@ -265,6 +305,7 @@ class Queue:
         `full` are agents for which a member has none of its free slots, by member.
         """
         rounds: list[tuple[_Share, Entry, Choice]] = []
+        self._contended = len(self._backlog) > 1
         for key, lane in list(self._lanes.items()):
             choice: Choice | None = None
             for tenant in list(lane.heaps):
@@ -277,7 +318,7 @@ class Queue:
                     if choice is None:
                         break
                 rounds.append((self._share(tenant), head, choice))
-            if not lane.heaps and not lane.blocked:
+            if not lane.heaps and not lane.crowds:
                 del self._lanes[key]
         heapq.heapify(rounds)
         yield from self._rounds(rounds, limit)
@@ -288,27 +329,24 @@ class Queue:
             place = entry[6]
             tenant, lane = place.tenant, place.lane
             now = self._share(tenant)
-            if now != share:  # it has got a slot in another lane
-                heapq.heapreplace(rounds, (now, entry, choice))
+            if now != share or not self._stands(entry):  # it has got a slot in another lane, or gives way
+                self._next(rounds, lane, tenant, choice)
                 continue
             member = None
             if not self._is_at_bound(tenant):
                 if place.key and not self._keys.is_open(place.key):
-                    heapq.heappop(lane.heaps[tenant])
-                    self._leave(entry)
-                    self._block(entry)
+                    self._shut(place)
                     self._next(rounds, lane, tenant, choice)
                     continue
-                member = choice.take(lane.waiting, self.log_ms - place.queued_ms)
+                member = choice.take(self._in_line(place), self.log_ms - place.queued_ms)
             if member is None:
                 heapq.heappop(rounds)
                 continue
-            heapq.heappop(lane.heaps[tenant])
-            self._leave(entry)
             del self._waiting[entry[5]]
             self._forget(entry)
             if place.key:
                 self._keys.take(place.key)
+                self._advance(lane.crowds[place.key, tenant])
             self._serve(tenant, choice.expected_ms)
             limit -= 1
             yield entry[5], member, choice, place
@@ -322,22 +360,40 @@ class Queue:
             heapq.heapreplace(rounds, (self._share(tenant), head, choice))
 
     def _head(self, lane: Lane, tenant: str) -> Entry | None:
-        heap = lane.heaps[tenant]
+        heap = lane.heaps.get(tenant)
         while heap:
             entry = heap[0]
-            if self._waiting.get(entry[5]) is entry:
+            if self._stands(entry):
                 return entry
-            self._leave(heapq.heappop(heap))
-            if entry[6].key:
-                self.freed(entry[6].key)
-        del lane.heaps[tenant]
+            heapq.heappop(heap)
+            lane.waiting -= 1
+            crowd = lane.crowds.get((entry[6].key, tenant))
+            if crowd is not None:
+                crowd.standing.discard(entry[4])
+        lane.heaps.pop(tenant, None)
         return None
+
+    def _stands(self, entry: Entry) -> bool:
+        """Whether an entry of a lane is a task that waits, and that stands there for its crowd if it has one."""
+        if self._waiting.get(entry[5]) is not entry:
+            return False
+        if not entry[6].key:
+            return True
+        crowd = entry[6].lane.crowds[entry[6].key, entry[6].tenant]
+        return crowd.open and crowd.heap[0] is entry
+
+    def _in_line(self, place: Place) -> int:
+        """How many tasks wait for the slots of this lane."""
+        if not place.key:
+            return place.lane.waiting
+        crowd = place.lane.crowds[place.key, place.tenant]
+        return max(place.lane.waiting, min(crowd.tasks, self._keys.room(place.key)))
 
     # --- fairness ---
 
     def _share(self, tenant: str) -> _Share:
         """What a tenant has got of the slots for its weight, now and in the long run (start-time fair queueing)."""
-        if len(self._backlog) < 2:
+        if not self._contended:
             return (0.0, 0.0)
         use = self._state.tenants.get(tenant)
         slots = (use.slots if use is not None else 0) + self._taken.get(tenant, 0)
@@ -350,7 +406,19 @@ class Queue:
     def _serve(self, tenant: str, cost: float) -> None:
         self._reached = max(self._reached, self._served.get(tenant, 0.0))
         self._served[tenant] = self._served.get(tenant, 0.0) + max(1.0, cost) / self._weight(tenant)
+        if len(self._served) > max(_SERVED_MIN, 2 * len(self._backlog)):
+            kept = {name: turn for name, turn in self._served.items() if name in self._backlog or turn > self._reached}
+            self._served = kept
         self._taken[tenant] = self._taken.get(tenant, 0) + 1
+
+    def claim(self, tenant: str, key: str) -> bool:
+        """Give another slot to a task of this tenant and key that runs already, if they may have one."""
+        if self._is_at_bound(tenant) or (key and not self._keys.is_open(key)):
+            return False
+        self._taken[tenant] = self._taken.get(tenant, 0) + 1
+        if key:
+            self._keys.take(key)
+        return True
 
     def settle(self, tenant: str, key: str) -> None:
         """The fold has the slot that was given to a task of this tenant and key, or it came to nothing."""

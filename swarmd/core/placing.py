@@ -16,7 +16,7 @@ from swarmd.core.budgets import NO_LIMIT, names_of, offer
 from swarmd.core.events import Assigned, Event, Submitted, Why
 from swarmd.core.hedging import Hedging
 from swarmd.core.keys import Keys
-from swarmd.core.placement import Place, Queue
+from swarmd.core.placement import Queue
 from swarmd.core.policies import policy_of, process_of
 from swarmd.core.sharing import free_slots, line_slots
 
@@ -25,17 +25,20 @@ if TYPE_CHECKING:
 
     from swarmd.core.health import Links
     from swarmd.core.office import LeaderSettings
+    from swarmd.core.placement import Place
     from swarmd.core.policies import Choice
     from swarmd.core.quarantine import Wards
     from swarmd.core.state import Attempt, Member, SwarmState, Task
 
 
 class _Overlay(Struct, frozen=True):
-    """A placement that is not folded; `place` is None for a hedge."""
+    """A placement that is not folded: the slot that it takes, and in whose name."""
 
     member: str
     epoch: int
-    place: Place | None
+    tenant: str
+    key: str
+    hedge: bool = False
 
 
 class Placing:
@@ -85,6 +88,7 @@ class Placing:
     def ended(self, task: Task) -> None:
         """The task wants no slot any more."""
         self._queue.discard(task.id)
+        self.hedging.over(task)
         self.freed(task)
 
     def freed(self, task: Task) -> None:
@@ -96,6 +100,10 @@ class Placing:
         """The log has come to this time."""
         self._queue.log_ms = max(self._queue.log_ms, at_ms)
 
+    def begin(self, now_ms: int) -> None:
+        """An office begins."""
+        self._queue.begin(now_ms)
+
     def tick(self, now_ms: int) -> None:
         """Time passes."""
         self._queue.tick(now_ms)
@@ -103,15 +111,16 @@ class Placing:
     def settle(self, task_id: str, epoch: int) -> None:
         """A placement was folded or could not be stored: its slot is the state's business now."""
         overlay = self._placed.get(task_id)
+        task = self._state.tasks.get(task_id)
         if overlay is not None and overlay.epoch == epoch:
             del self._placed[task_id]
             self._policy.lent.pop(task_id, None)
             self._taken[overlay.member] -= 1
             if not self._taken[overlay.member]:
                 del self._taken[overlay.member]
-            if overlay.place is not None:
-                self._queue.settle(overlay.place.tenant, overlay.place.key)
-        task = self._state.tasks.get(task_id)
+            self._queue.settle(overlay.tenant, overlay.key)
+            if overlay.hedge and (task is None or task.epoch < epoch):
+                self.hedging.came_to_nothing(task)
         if task is not None and task.state == "queued":
             self.wait(task)
 
@@ -125,7 +134,7 @@ class Placing:
         members, free, full = self._slots(links)
         if self.hedging:
             self._hedge(members, free, events)
-        self._place(members, free, limit, full, events)
+        self._place(members, free, limit - len(events), full, events)
         if len(self._queue) and links.has_loads():
             lines = self._lines(links)
             members = [member for member in members if member.id in lines]
@@ -148,7 +157,7 @@ class Placing:
                 self._policy.lent[task_id] = process_of(member)
             if fits is not None and isinstance(fact.why, Why):
                 fact.why = structs.replace(fact.why, rule="fit")
-            self._take(task_id, member, fact, place)
+            self._take(task_id, member, _Overlay(member.id, fact.epoch, place.tenant, place.key))
             events.append(Event(task_id, fact))
 
     def _fitting(self, task_id: str, member: Member, peers: Sequence[Member], free: dict[str, int]) -> Member | None:
@@ -194,8 +203,8 @@ class Placing:
                     lines[member.id] = slots
         return lines
 
-    def _take(self, task_id: str, member: Member, fact: Assigned, place: Place | None) -> None:
-        self._placed[task_id] = _Overlay(member.id, fact.epoch, place)
+    def _take(self, task_id: str, member: Member, overlay: _Overlay) -> None:
+        self._placed[task_id] = overlay
         self._taken[member.id] = self._taken.get(member.id, 0) + 1
         if member.quarantined:
             self._wards.probed(member)
@@ -206,14 +215,14 @@ class Placing:
             if task.id in self._placed:
                 continue
             member = self._other_member(task, attempt, members, free)
-            if member is None:
+            if member is None or not self._queue.claim(task.tenant, task.concurrency_key):
                 self.hedging.put_off(task, attempt)
                 continue
             free[member.id] -= 1
             fact = Assigned(term=self._state.term, epoch=task.epoch + 1, member=member.id)
             fact.why = Why("hedge", sum(slots > 0 for slots in free.values()) + 1)
             self._grant(fact, task, member)
-            self._take(task.id, member, fact, None)
+            self._take(task.id, member, _Overlay(member.id, fact.epoch, task.tenant, task.concurrency_key, hedge=True))
             self.hedging.spent()
             events.append(Event(task.id, fact))
 

@@ -138,9 +138,13 @@ class _Careful(Choice):
     """For suspects: members of processes that host none."""
 
     def __init__(self, policy: Policy, state: SwarmState, able: list[Member], free: dict[str, int]) -> None:
-        suspects = {id_ for id_, task in state.tasks.items() if len(task.victims) >= SUSPECT_LOSSES}
-        hosts = (process_of(m) for m in state.members.values() if not suspects.isdisjoint(m.running))
-        self._hosts, self._policy, self._free = set(hosts), policy, free
+        tasks = state.tasks
+
+        def hosts_one(member: Member) -> bool:
+            return any(len(tasks[name].victims) >= SUSPECT_LOSSES for name in member.running if name in tasks)
+
+        self._hosts = {process_of(member) for member in state.members.values() if hosts_one(member)}
+        self._policy, self._free = policy, free
         self._able = sorted(able, key=lambda member: (-free[member.id] / member.capacity, member.id))
         self.free = len(able)
         self.rule = "load" if len(able) > 1 else "only"

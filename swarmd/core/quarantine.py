@@ -93,17 +93,28 @@ class Wards:
             others = [
                 other
                 for other in self._state.members.values()
-                if other.id != member.id and other.capacity and agent in other.agents
+                if other.id != member.id and other.capacity and agent in other.agents and not self._is_apart(other)
             ]
-            well = [one for one in others if not one.quarantined and one.id not in self._proposed]
-            paces = [one.paces[agent] for one in well if agent in one.paces and one.paces[agent].ended]
-            if not paces or 2 * len(well) < len(others) + 1:
+            paces = [one.paces[agent] for one in others if agent in one.paces and one.paces[agent].ended]
+            if not paces:
                 continue
             usual = sum(one.failing for one in paces) / len(paces)
-            if usual * 2 <= pace.failing:
+            if usual * 2 <= pace.failing and self._can_be_spared(member):
                 reason = f"{pace.failing:.0%} of its attempts of {agent} failed, of others' {usual:.0%}"
                 return Quarantined(term=self._state.term, member=member.id, reason=reason)
         return None
+
+    def _can_be_spared(self, member: Member) -> bool:
+        """Whether of all that it offers at least half of those that do would be left."""
+        for agent in member.agents:
+            offering = [one for one in self._state.members.values() if one.capacity and agent in one.agents]
+            well = sum(one.id != member.id and not self._is_apart(one) for one in offering)
+            if 2 * well < len(offering):
+                return False
+        return True
+
+    def _is_apart(self, member: Member) -> bool:
+        return bool(member.quarantined) or member.id in self._proposed
 
     def _about_ward(self, member: Member) -> Readmitted | None:
         ward = self._wards.get(member.id)
@@ -114,6 +125,9 @@ class Wards:
         if failing > ward.failing:  # the last probe failed
             ward.interval_ms = min(2 * ward.interval_ms, PROBE_MS_MAX)
             ward.next_ms = max(ward.next_ms, self._now_ms + ward.interval_ms)
+        elif failing < ward.failing:  # it did well: the next ones come soon
+            ward.interval_ms = PROBE_MS
+            ward.next_ms = min(ward.next_ms, self._now_ms + PROBE_MS)
         ward.failing = failing
         if ended >= PROBES_MIN and failing <= PROBES_FAILING_MAX:
             return Readmitted(term=self._state.term, member=member.id)
