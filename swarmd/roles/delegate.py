@@ -63,10 +63,11 @@ class DelegateSettings(MemberSettings, frozen=True):
 
 
 class Offer(Struct, frozen=True):
-    """What the child can run: agents, and slots over all its members."""
+    """What the child can run: agents, and slots over all its members; nothing if it contains its parent."""
 
     agents: tuple[str, ...] = ()
     capacity: int = 0
+    in_a_ring: bool = False
 
 
 class DelegatePorts(Struct, frozen=True):
@@ -124,7 +125,7 @@ class Delegate(MemberProcess):
     def offers(self) -> list[MemberJoined]:
         """The child as it was last seen."""
         offer = self._announced = self._current()
-        labels = {**self._labels, RING_LABEL: self._who.swarm} if self._ring else self._labels
+        labels = {**self._labels, RING_LABEL: self._who.swarm} if offer.in_a_ring else self._labels
         child = swarm_member(self._child.name)
         return [
             MemberJoined(member=child, kind="swarm", agents=list(offer.agents), capacity=offer.capacity, labels=labels)
@@ -143,7 +144,7 @@ class Delegate(MemberProcess):
     def _current(self) -> Offer:
         """A full child, a silent one, one that contains its parent, and a leaving delegate offer no slot."""
         withheld = self._draining or self._ring or self._full_looks > 0 or self._silences > SILENCES_MAX
-        return Offer(self._offer.agents, 0) if withheld else self._offer
+        return Offer(self._offer.agents, 0, self._ring) if withheld else self._offer
 
     async def _watch(self) -> None:
         while True:

@@ -33,6 +33,7 @@ def add(commands: flags.Commands) -> None:
     submit.add_argument("--tenant", default="")
     submit.add_argument("--key", default="", help="its concurrency key: tasks of one key run one by one, or as set")
     submit.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
+    submit.add_argument("--require", action="append", default=[], metavar="KEY=VALUE", help="of its member")
     submit.add_argument("--budget", action="append", default=[], metavar="KEY=N", help=HELP)
     submit.add_argument("--attempts-max", type=int, default=3, metavar="N", help="attempts before it is dead")
     submit.add_argument("--at", default="", metavar="TIME", help="begin then, as 2026-12-01T08:00")
@@ -130,6 +131,7 @@ async def _submit_over(session: Session, wanted: Any, begin_ms: int) -> int:
         "tenant": args.tenant,
         "concurrency_key": args.key,
         "labels": flags.labels_of(args.label),
+        "requires": flags.labels_of(args.require),
         "retry": RetryPolicy(attempts_max=args.attempts_max),
         "budget": budget_of(args.budget),
     }
