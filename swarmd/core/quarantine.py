@@ -23,6 +23,8 @@ PROBES_MIN: Final = 3
 PROBES_FAILING_MAX: Final = 0.34
 PROBE_MS, PROBE_MS_MAX = 2_000, 120_000
 LOOK_MS: Final = 500
+#: What sums of shares may be off by.
+ROUNDING: Final = 1e-9
 
 
 class _Ward(Struct):
@@ -33,6 +35,15 @@ class _Ward(Struct):
     failing: float = 0.0
 
 
+class _Crowd(Struct):
+    """Who offers an agent: all, those that are well, and of these how many have ended attempts and how they failed."""
+
+    offering: int = 0
+    well: int = 0
+    paced: int = 0
+    failing: float = 0.0
+
+
 class Wards:
     """The quarantine of one leader in one office."""
 
@@ -40,6 +51,7 @@ class Wards:
         self._state = state
         self._wards: dict[str, _Ward] = {}
         self._proposed: set[str] = set()
+        self._crowds: dict[str, _Crowd] = {}
         self._looked_ms = self._now_ms = 0
 
     def slots(self, member: Member, taken: int) -> int:
@@ -76,12 +88,15 @@ class Wards:
         if now_ms - self._looked_ms < LOOK_MS:
             return []
         self._looked_ms = now_ms
+        self._crowds = {}
         events: list[Event] = []
         for member in self._state.members.values():
             if member.id in self._proposed:
                 continue
             fact = self._about_ward(member) if member.quarantined else self._about(member)
             if fact is not None:
+                if not member.quarantined:
+                    self._leaves(member)
                 self._proposed.add(member.id)
                 events.append(Event(member.id.replace("/", ":"), fact))
         return events
@@ -90,31 +105,44 @@ class Wards:
         for agent, pace in member.paces.items():
             if pace.ended < ENDED_MIN or pace.failing < FAILING_MIN:
                 continue
-            others = [
-                other
-                for other in self._state.members.values()
-                if other.id != member.id and other.capacity and agent in other.agents and not self._is_apart(other)
-            ]
-            paces = [one.paces[agent] for one in others if agent in one.paces and one.paces[agent].ended]
-            if not paces:
+            crowd = self._crowd(agent)
+            own = bool(member.capacity) and agent in member.agents
+            paced = crowd.paced - own
+            if not paced:
                 continue
-            usual = sum(one.failing for one in paces) / len(paces)
-            if usual * 2 <= pace.failing and self._can_be_spared(member):
+            usual = max(0.0, crowd.failing - pace.failing * own) / paced
+            if usual * 2 <= pace.failing + ROUNDING and self._can_be_spared(member):
                 reason = f"{pace.failing:.0%} of its attempts of {agent} failed, of others' {usual:.0%}"
                 return Quarantined(term=self._state.term, member=member.id, reason=reason)
         return None
 
     def _can_be_spared(self, member: Member) -> bool:
         """Whether of all that it offers at least half of those that do would be left."""
-        for agent in member.agents:
-            offering = [one for one in self._state.members.values() if one.capacity and agent in one.agents]
-            well = sum(one.id != member.id and not self._is_apart(one) for one in offering)
-            if 2 * well < len(offering):
-                return False
-        return True
+        own = bool(member.capacity)
+        crowds = (self._crowd(agent) for agent in member.agents)
+        return all(2 * (crowd.well - own) >= crowd.offering for crowd in crowds)
+
+    def _crowd(self, agent: str) -> _Crowd:
+        """All that offer the agent, counted once a look: when an agent fails everywhere, all of them are looked at."""
+        crowd = self._crowds.get(agent)
+        if crowd is not None:
+            return crowd
+        crowd = self._crowds[agent] = _Crowd()
+        for member in self._state.members.values():
+            if member.capacity and agent in member.agents:
+                crowd.offering += 1
+                if not self._is_apart(member):
+                    _count(crowd, member, agent, 1)
+        return crowd
 
     def _is_apart(self, member: Member) -> bool:
         return bool(member.quarantined) or member.id in self._proposed
+
+    def _leaves(self, member: Member) -> None:
+        """A member is no longer one of those that are well."""
+        for agent, crowd in self._crowds.items():
+            if member.capacity and agent in member.agents:
+                _count(crowd, member, agent, -1)
 
     def _about_ward(self, member: Member) -> Readmitted | None:
         ward = self._wards.get(member.id)
@@ -132,3 +160,19 @@ class Wards:
         if ended >= PROBES_MIN and failing <= PROBES_FAILING_MAX:
             return Readmitted(term=self._state.term, member=member.id)
         return None
+
+
+def _count(crowd: _Crowd, member: Member, agent: str, by: int) -> None:
+    pace = member.paces.get(agent)
+    crowd.well += by
+    if pace is not None and pace.ended:
+        crowd.paced += by
+        crowd.failing += by * pace.failing
+
+
+def _count(crowd: _Crowd, member: Member, agent: str, by: int) -> None:
+    pace = member.paces.get(agent)
+    crowd.well += by
+    if pace is not None and pace.ended:
+        crowd.paced += by
+        crowd.failing += by * pace.failing

@@ -101,17 +101,18 @@ def swarm_load(leader: Leader, tasks: Iterable[str]) -> SwarmLoad:
     for member in state.members.values():
         if not links.reachable(member):
             continue
-        its = links.load(member.id)
+        its = links.load(member.id) if member.kind == "swarm" else None
         if member.kind == "swarm" and RING_LABEL not in member.labels:
             below.update((member.id.partition("/")[2], *(its.below if its else ())))
         if not member.capacity or member.quarantined:
             continue
         load.members += 1
         capacity += member.capacity
-        agents.update(member.agents)
         slots = free_slots(member, its, taken.get(member.id, 0))
-        if slots:
-            load.free += slots
+        load.free += slots
+        if not agents.issuperset(member.agents):  # thousands of members offer the same few
+            agents.update(member.agents)
+        if slots and not able.issuperset(member.agents):
             able.update(agent for agent in member.agents if takes(its, agent))
     if load.free:
         load.full = sorted(agents - able)

@@ -73,27 +73,38 @@ def _tenant_status(leader: Leader, name: str, use: Use) -> TenantStatus:
 
 def crews(leader: Leader) -> tuple[Crew, dict[str, Crew]]:
     """All members in figures, and by agent those that can be reached."""
-    whole, offers = Crew(), dict[str, Crew]()
+    whole, alike = Crew(), dict[tuple[str, ...], Crew]()
+    reachable = leader.links.reachable
     for member in leader.state.members.values():
         whole.members += 1
-        used = len(member.running)
+        used, slots = len(member.running), member.capacity
         whole.used += used
-        if not leader.links.reachable(member):
+        if not reachable(member):
             continue
-        working = member.capacity > 0
-        whole.reachable += 1
-        whole.working += working
-        whole.slots += member.capacity
-        for agent in member.agents:
-            offer = offers.get(agent)
-            if offer is None:
-                offer = offers[agent] = Crew()
-            offer.members += 1
-            offer.reachable += 1
-            offer.working += working
-            offer.slots += member.capacity
-            offer.used += used
+        key = tuple(member.agents)
+        crew = alike.get(key)
+        if crew is None:
+            crew = alike[key] = Crew()
+        crew.members += 1
+        crew.working += slots > 0
+        crew.slots += slots
+        crew.used += used
+    offers: dict[str, Crew] = {}
+    for agents, crew in alike.items():  # thousands of members, but few different offers
+        crew.reachable = crew.members
+        _add(whole, crew)
+        for agent in agents:
+            _add(offers.setdefault(agent, Crew()), crew)
+            offers[agent].members += crew.members
+            offers[agent].used += crew.used
     return whole, offers
+
+
+def _add(total: Crew, crew: Crew) -> None:
+    """What only those that can be reached count for."""
+    total.reachable += crew.reachable
+    total.working += crew.working
+    total.slots += crew.slots
 
 
 def members_page(leader: Leader, query: MemberQuery, now_ms: int) -> Members:
