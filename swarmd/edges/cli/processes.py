@@ -36,6 +36,8 @@ def add(commands: flags.Commands, argv: Sequence[str]) -> None:
     _extend(steps, "swarmd.edges.bench_agent", "bench" in argv and "agent" in argv)
     failover = bench.add("failover", _run_module, "measure failover", "swarmd bench failover --json")
     _extend(failover, "swarmd.edges.bench_failover", "bench" in argv and "failover" in argv)
+    loads = bench.add("load", _run_module, "measure latency under load", "swarmd bench load --seconds 20 --json")
+    _extend(loads, "swarmd.edges.bench_load", "bench" in argv and "load" in argv)
     scale = bench.add("scale", _run_module, "measure a hive of thousands of nodes", "swarmd bench scale --json")
     _extend(scale, "swarmd.edges.bench_scale", "bench" in argv and "scale" in argv)
     models = bench.add("model", _run_module, "measure a model", "swarmd bench model --model openai:gpt-4o-mini --json")
