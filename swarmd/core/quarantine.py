@@ -168,11 +168,3 @@ def _count(crowd: _Crowd, member: Member, agent: str, by: int) -> None:
     if pace is not None and pace.ended:
         crowd.paced += by
         crowd.failing += by * pace.failing
-
-
-def _count(crowd: _Crowd, member: Member, agent: str, by: int) -> None:
-    pace = member.paces.get(agent)
-    crowd.well += by
-    if pace is not None and pace.ended:
-        crowd.paced += by
-        crowd.failing += by * pace.failing
