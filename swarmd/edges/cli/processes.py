@@ -34,6 +34,8 @@ def add(commands: flags.Commands, argv: Sequence[str]) -> None:
         _extend(measured, "swarmd.edges.bench", "bench" in argv)
     steps = bench.add("agent", _run_module, "measure an agent's steps", "swarmd bench agent --runs 100 --json")
     _extend(steps, "swarmd.edges.bench_agent", "bench" in argv and "agent" in argv)
+    core = bench.add("core", _run_module, "measure the core without a broker", "swarmd bench core --json")
+    _extend(core, "swarmd.edges.bench_core", "bench" in argv and "core" in argv)
     failover = bench.add("failover", _run_module, "measure failover", "swarmd bench failover --json")
     _extend(failover, "swarmd.edges.bench_failover", "bench" in argv and "failover" in argv)
     loads = bench.add("load", _run_module, "measure latency under load", "swarmd bench load --seconds 20 --json")
