@@ -2,9 +2,8 @@
 
 A fact says what happened, in the past tense; the envelope says to which task (`subject`), by whom (`source`) and when
 (information only: no transition reads it). `FACTS` maps each CloudEvents type to its fact; a released type is never
-changed, only succeeded by a `.v2` with an upcast in `codec.py`. Facts are trees of what was read from bytes, so the
-collector of cycles need not look at them (`gc=False`). Leader facts carry the `term` they were decided in, a member's
-reports the `epoch` of their attempt.
+changed, only succeeded by a `.v2` with an upcast in `codec.py`. Leader facts carry the `term` they were decided in, a
+member's reports the `epoch` of their attempt. They are trees: collecting cycles need not look at them (`gc=False`).
 """
 
 from __future__ import annotations
