@@ -238,7 +238,8 @@ async def _recovery(client: Arrivals, args: argparse.Namespace, known: tuple[flo
     """Overload, and from one moment to the next half of what the swarm can do: when is the latency as it was?"""
     capacity, bound_s = known
     most = max(LEVELS)
-    over, ended = await client.offer([(most * capacity, args.seconds), (CALM * capacity, args.seconds)], args.seed)
+    segments = [(most * capacity, args.seconds), (CALM * capacity, 2 * args.seconds)]
+    over, ended = await client.offer(segments, args.seed)
     await client.drained()
     samples = client.take()
     before = medians(samples, over - args.seconds, over)

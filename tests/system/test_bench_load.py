@@ -33,8 +33,8 @@ def test_it_tells_of_each_level_and_of_the_recovery() -> None:
         assert 0 < level["p50_ms"] <= level["p99_ms"] <= level["max_ms"]
         assert level["offered_per_s"] == round(100 * level["share"])
     assert result["failed"] == 0
-    assert len(result["overload_medians_ms"]) == len(result["recovery_medians_ms"]) == 4
-    assert result["recovery_s"] is None or 0 <= result["recovery_s"] < 1
+    assert (len(result["overload_medians_ms"]), len(result["recovery_medians_ms"])) == (4, 8)
+    assert result["recovery_s"] is None or 0 <= result["recovery_s"] < 2
     assert "90%: p50" in done.err  # progress
     lines = chart(result)
     assert len(lines) == 2 + len(LEVELS) + 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections import Counter
 from itertools import count
@@ -158,6 +159,39 @@ async def test_a_role_that_starts_while_the_cluster_elects_waits_for_it(cluster:
     await cluster.kill(await cluster.leader_of(LOG))
     await asyncio.gather(rig.orchestrator("o2"), rig.worker("w2"), rig.start("observer", "v1"))
     assert await rig.client.run("echo", 1) == 1
+
+
+async def test_copies_are_made_when_the_setting_says_more(cluster: Cluster, tmp_path: Path) -> None:
+    rig = Rig(cluster.url, tmp_path)
+    rig.environ = THRICE
+    async with running(rig):
+        once = await rig.orchestrator("o1", SWARMD_LIMITS_REPLICAS="1")
+        await rig.worker()
+        assert len(await rig.client.run("large", LARGE)) == LARGE
+        assert (await cluster.info(LOG))["config"]["num_replicas"] == 1
+        await once.stop()
+        await rig.orchestrator("o2")
+        for stream in STREAMS:
+            await cluster.caught_up(stream)
+        await cluster.kill(await cluster.leader_of(LOG))
+        assert await rig.client.run("echo", "still here") == "still here"
+
+
+@pytest.mark.slow
+async def test_a_broker_that_hangs_is_left(cluster: Cluster, rig: Rig) -> None:
+    load = Load(rig, paced=True)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(load.run())
+        await load.more(20)
+        victim = await cluster.leader_of(LOG)
+        cluster.signal(victim, signal.SIGSTOP)
+        hung = time.monotonic()
+        await load.more(40)
+        print(f"accepted again {time.monotonic() - hung:.2f} s after the log's leader hung")
+        cluster.signal(victim, signal.SIGCONT)
+        await load.more(40)
+        load.enough = True
+    await load.check()
 
 
 async def test_more_copies_than_brokers_are_refused_with_what_to_do(tmp_path: Path) -> None:
