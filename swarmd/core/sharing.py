@@ -97,6 +97,7 @@ def swarm_load(leader: Leader, tasks: Iterable[str]) -> SwarmLoad:
     agents: set[str] = set()
     able: set[str] = set()
     below: set[str] = set()
+    ready: list[Member] = []
     capacity = 0
     for member in state.members.values():
         if not links.reachable(member):
@@ -106,7 +107,7 @@ def swarm_load(leader: Leader, tasks: Iterable[str]) -> SwarmLoad:
             below.update((member.id.partition("/")[2], *(its.below if its else ())))
         if not member.capacity or member.quarantined:
             continue
-        load.members += 1
+        ready.append(member)
         capacity += member.capacity
         slots = free_slots(member, its, taken.get(member.id, 0))
         load.free += slots
@@ -117,8 +118,9 @@ def swarm_load(leader: Leader, tasks: Iterable[str]) -> SwarmLoad:
     if load.free:
         load.full = sorted(agents - able)
     if load.full or not load.free:
-        load.queued = sum(count for agent, count in leader.waiting().items() if agent in agents and agent not in able)
-    load.below = sorted(below)
+        waiting_for = leader.placing.waiting_for(ready)
+        load.queued = sum(count for agent, count in waiting_for.items() if agent in agents and agent not in able)
+    load.members, load.below = len(ready), sorted(below)
     waiting = [name for name in tasks if _is_untouched(state, name)]
     return SwarmLoad(state.swarm, sorted(agents), capacity, load, leader.refusing, waiting)
 
@@ -136,7 +138,6 @@ class Handed:
 
     def __init__(self) -> None:
         self._accepted: dict[str, bool] = {}  #: whether it is known to have begun
-        self._counted: list[str] = []
         self._waiting: frozenset[str] = frozenset()
 
     def accepted(self, name: str) -> None:
@@ -149,27 +150,29 @@ class Handed:
 
     def look(self) -> list[str]:
         """A look at the child begins: about which tasks to ask, the latest first."""
-        self._counted = list(self._accepted)
         unknown = [name for name, begun in self._accepted.items() if not begun]
         return unknown[: -ASKED_MAX - 1 : -1]
 
     def told(self, asked: Iterable[str], answer: SwarmLoad) -> Load:
-        """What the child answered, as its parent shall know it."""
+        """What the child answered, as its parent shall know it.
+
+        What came or ended since it answered is counted as it is now: that is as near as one can get, and short tasks
+        come and go all the time.
+        """
         waiting = self._waiting = frozenset(answer.waiting)
         for name in asked:
             if name in self._accepted and name not in waiting:
                 self._accepted[name] = True
-        there = [name for name in self._counted if name in self._accepted]
         load = answer.load
-        load.waiting = sum(name in waiting for name in there)
-        load.held = len(there)
+        load.waiting = sum(name in self._accepted for name in waiting)
+        load.held = len(self._accepted)
         load.slots = load.free + load.held - load.waiting
         load.below = [answer.swarm, *load.below]
         return load
 
     def recallable(self) -> list[str]:
         """Tasks that nobody had begun at the last look, some of them if they are many."""
-        return [name for name in self._counted if name in self._waiting and name in self._accepted][:RECALLABLE_MAX]
+        return [name for name in self._accepted if name in self._waiting][:RECALLABLE_MAX]
 
 
 class Sharing:

@@ -77,10 +77,10 @@ def test_a_delegate_knows_which_of_its_attempts_wait() -> None:
     for name in ("t1", "t2", "t3"):
         handed.accepted(name)
     asked = handed.look()
-    handed.accepted("t4")  # too late for this look
+    handed.accepted("t4")  # too late to be asked about
     handed.ended("t3")
     load = handed.told(asked, SwarmLoad("kid", ["a"], 4, Load(queued=1, free=0, below=["deep"]), waiting=["t2"]))
-    assert (load.held, load.waiting, load.slots, load.below) == (2, 1, 1, ["kid", "deep"])
+    assert (load.held, load.waiting, load.slots, load.below) == (3, 1, 2, ["kid", "deep"])
     assert handed.recallable() == ["t2"]
     assert handed.look() == ["t4", "t2"], "what has begun is not asked about again"
     handed.ended("t2")
