@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_MS: Final = 250
 JOIN_MS: Final = 30_000
+HEED_MS: Final = 2_000
 #: A list that makes a heartbeat longer than this is left out.
 HEARTBEAT_BYTES_MAX: Final = 512 * 1024
 MESSAGE_CHARS_MAX: Final = 2_000
@@ -86,6 +87,7 @@ class MemberProcess:
         self._list_left_out = False
         self._draining = self._closing = False
         self.joined = asyncio.Event()
+        self._leader_seq, self._leader_read = 0, asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._group: asyncio.TaskGroup
@@ -160,13 +162,13 @@ class MemberProcess:
             raise Rejected("cannot_join", f"{why}: {hint}") from None
         self.joined.set()
 
-    async def join(self) -> None:
-        """Store the offer of every member."""
+    async def join(self) -> int:
+        """Store the offer of every member; return the sequence of the last one."""
         writer = self._shell.writer
         offers = self.offers()
         self._shell.meter.gauge("swarmd_capacity_attempts", sum(offer.capacity for offer in offers))
         joined = [writer.append(Event(offer.member.replace("/", ":"), offer)) for offer in offers]
-        await asyncio.gather(*joined)
+        return max((stored.seq for stored in await asyncio.gather(*joined)), default=0)
 
     async def announce(self) -> None:
         """Store the offers anew; a log that takes nothing just now is told about them another time."""
@@ -178,15 +180,29 @@ class MemberProcess:
     async def drain(self, deadline_ms: int) -> None:
         """Take no new attempts, finish what runs or cut it short at the deadline, leave. Heartbeats go on."""
         self._draining = True
-        await self.join()
+        withdrawn = await self.join()
         try:
             async with asyncio.timeout(deadline_ms / 1000):
+                await self._heed(withdrawn)
                 await self._idle.wait()
         except TimeoutError:
             for key in list(self._running):
                 self._cancel(key)
             await self._idle.wait()
         await self.leave()
+
+    async def _heed(self, seq: int) -> None:
+        """Wait until the leader has folded `seq`: what it had given this process before that is here then.
+
+        Whoever leaves with attempts on their way to it is not let go, and would be missed. But nobody may lead.
+        """
+        try:
+            async with asyncio.timeout(HEED_MS / 1000):
+                while self._leader_seq < seq:
+                    self._leader_read.clear()
+                    await self._leader_read.wait()
+        except TimeoutError:
+            log.info("no leader has taken notice of the withdrawn offer within %d ms", HEED_MS)
 
     async def leave(self) -> None:
         """Say that every member is gone."""
@@ -234,6 +250,8 @@ class MemberProcess:
             log.warning("a beacon could not be read: %s", error)
 
     def _see(self, seq: int) -> None:
+        self._leader_seq = seq
+        self._leader_read.set()
         self._shell.writer.seen = max(self._shell.writer.seen, seq)
 
     async def _beat(self) -> None:

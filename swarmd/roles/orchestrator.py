@@ -283,10 +283,15 @@ class Orchestrator:
                 await self._beat(self._writer_name)
 
     async def _beat(self, name: str) -> None:
-        """The leader's beacon; without a name it is the last one."""
+        """The leader's beacon; without a name it is the last one.
+
+        It leaves after everything that follows from what it says is folded: a member that drains relies on that.
+        """
         wanted = self.leader.scaling.desired
         beat = Beat(self.leader.state.term, self.leader.state.seq, name, -1 if wanted is None else wanted)
-        await self._publish(subjects.beat(self._swarm), msgspec.json.encode(beat))
+        async with self._sending:
+            await self._send()
+            await self._publish(subjects.beat(self._swarm), msgspec.json.encode(beat))
 
     async def _probe(self, key: LinkKey) -> None:
         """Ask whether anybody listens to a silent process' dispatch: batch 0 is none, whoever gets it ignores it."""

@@ -46,14 +46,15 @@ class RoleProcess:
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, errors: Path) -> None:
         self.name, self.process, self._errors = name, process, errors
-        self.metrics = ""
+        self.metrics = self.web = ""
 
     async def ready(self) -> RoleProcess:
         assert self.process.stdout is not None
         async with asyncio.timeout(READY_S):
             line = await self.process.stdout.readline()
         assert line, f"{self.name} ended before it was ready: {self.errors()}"
-        self.metrics = msgspec.json.decode(line)["metrics"]
+        said = msgspec.json.decode(line)
+        self.metrics, self.web = said["metrics"], said.get("web", "")
         return self
 
     def errors(self) -> str:
