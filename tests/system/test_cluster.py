@@ -17,7 +17,7 @@ from swarmd.adapters.nats_server import find_nats_server
 from swarmd.core import subjects
 from swarmd.core.errors import Rejected
 from swarmd.core.events import MemberLost, Stepped
-from tests.system.cluster import Cluster
+from tests.system.cluster import NAMES, Cluster
 from tests.system.rig import SWARM, Load, Rig, a_rig, running
 from tests.system.swarms import until
 
@@ -192,6 +192,35 @@ async def test_a_broker_that_hangs_is_left(cluster: Cluster, rig: Rig) -> None:
         await load.more(40)
         load.enough = True
     await load.check()
+
+
+@pytest.mark.slow
+async def test_without_a_majority_all_waits_and_then_goes_on(cluster: Cluster, rig: Rig) -> None:
+    await rig.start("observer", "v1")
+    wanted = {"gate": rig.gate("go"), "ledger": rig.ledger}
+    held = [(await rig.client.submit("held", wanted)).task for _ in range(4)]
+    await until(lambda: len(rig.noted()) == 4)
+    load = Load(rig, paced=True)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(load.run())
+        await load.more(20)
+        first, second = [name for name in NAMES if name != await cluster.leader_of(LOG)]
+        await cluster.kill(first)
+        await cluster.kill(second)
+        rig.open_gate("go")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(8):
+                await load.more(100_000)
+        await cluster.launch(second)
+        await load.more(20)
+        await cluster.launch(first)
+        load.enough = True
+    assert [await rig.client.result(task, WAIT_MS) for task in held] == held
+    assert sorted(rig.noted()) == sorted(f"{task} started 1" for task in held)
+    load.accepted += held
+    await load.check()
+    assert await rig.events(MemberLost) == []
+    assert [process.errors() for process in rig.processes if not process.alive] == []
 
 
 async def test_more_copies_than_brokers_are_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -103,6 +103,16 @@ async def test_a_burst_brings_workers_and_they_leave_when_they_are_not_needed(pl
             assert "killing it" not in up.errors()
 
 
+async def test_without_work_there_may_be_no_worker_at_all(place: Path) -> None:
+    file = place / "swarm.toml"
+    file.write_text(SETTINGS.replace("1..3", "0..2"))
+    with RunningUp(place / "data", "--config", str(file), cwd=place) as up:
+        assert crew(up) == {}
+        async with Client.connect(up.ready["nats"]) as client:
+            assert await client.result(await client.submit("nap", 0.1), WAIT_MS) == 0.1
+        await until(lambda: not crew(up), 60)
+
+
 def test_a_range_that_is_none_is_refused_with_what_to_write(tmp_path: Path) -> None:
     done = swarmd("up", "--data", str(tmp_path / "data"), "--workers", "4..1")
     assert (done.code, done.out) == (2, "")
