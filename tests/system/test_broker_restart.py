@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,7 +15,8 @@ from swarmd.core import subjects
 from swarmd.core.catalog import FindReply
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import MemberLost
-from tests.system.rig import SWARM, Load, Rig, a_rig
+from swarmd.core.memory import RecallReply, RememberReply
+from tests.system.rig import AGENTS, SWARM, Load, Rig, a_rig
 from tests.system.swarms import until
 
 if TYPE_CHECKING:
@@ -76,3 +78,88 @@ async def test_work_in_hand_is_finished_and_reported_when_the_broker_is_away(rig
         assert await rig.client.result(task, 30_000) == task
     assert len(rig.noted()) == 8  # nobody was stopped, nothing was started again
     assert (await rig.fold()).counters.completed == 8
+
+
+async def down_and_up(rig: Rig) -> None:
+    """The broker is killed and started again on its port, with its data."""
+    await rig.kill_broker()
+    await rig.server.start()
+
+
+async def test_a_delegate_and_its_child_go_on_when_the_broker_comes_back(tmp_path: Path) -> None:
+    """Everything the hive does is done by the child, whose orchestrator and worker lose the broker as well."""
+    async with a_rig(tmp_path, "orchestrator") as rig:
+        await rig.start("orchestrator", "k1", "--swarm", "kid")
+        await rig.start("worker", "kw1", "--swarm", "kid", "--agents", AGENTS, "--nodes", "1", "--capacity", "16")
+        await rig.start("delegate", "kid", "--child", "kid")
+        await rig.wait_status(lambda s: any(m.capacity for m in s.members))
+        wanted = {"gate": rig.gate("go"), "ledger": rig.ledger}
+        across = (await rig.client.submit("held", wanted)).task  # under way below all the time
+        await until(lambda: len(rig.noted()) == 1)
+        load = Load(rig, paced=True)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(load.run())
+            for _ in range(3):
+                await load.more()
+                await down_and_up(rig)
+                await load.more(20)
+            load.enough = True
+        rig.open_gate("go")
+        await rig.client.result(across, 60_000)
+        load.accepted.append(across)
+        await load.check()
+        assert len(rig.noted()) == 1  # it was begun once
+        assert [process.name for process in rig.processes if not process.alive] == []
+
+
+@pytest.mark.skipif(
+    find_spec("milvus_lite") is None or find_spec("pymilvus") is None, reason="the extra [memory] is not installed"
+)
+async def test_a_memory_goes_on_when_the_broker_comes_back(tmp_path: Path) -> None:
+    async with a_rig(tmp_path) as rig:
+        node = await rig.start("memory", "m1")
+
+        async def ask(verb: str, body: object) -> bytes:
+            async def look() -> bytes | None:
+                try:
+                    return await rig.bus.request(subjects.memory_verb("shared", verb), msgspec.json.encode(body), 5_000)
+                except Fault:
+                    return None
+
+            answer: bytes = await until(look, 60.0)
+            return answer
+
+        last = 0
+        for n in range(3):
+            kept = msgspec.json.decode(await ask("remember", {"text": f"fact {n}", "id": f"f{n}"}), type=RememberReply)
+            assert kept.seq > last
+            last = kept.seq
+            await down_and_up(rig)
+            body = {"text": "fact", "k": 9, "at_least_seq": last}
+            found = msgspec.json.decode(await ask("recall", body), type=RecallReply)
+            assert {passage.id for passage in found.passages} == {f"f{k}" for k in range(n + 1)}, found.error
+        assert node.alive
+
+
+async def test_the_page_goes_on_when_the_broker_comes_back(tmp_path: Path) -> None:
+    aiohttp = pytest.importorskip("aiohttp", reason="needs aiohttp (pip install 'swarmd[web]')")
+    async with a_rig(tmp_path, "orchestrator") as rig:
+        await rig.worker("w1", "--agents", "tests.system.wait_agents")
+        await rig.wait_members(1)
+        page = await rig.start("web", "p1", SWARMD_WEB_PORT="0")
+        token = (tmp_path / "data" / "users" / "web.token").read_text().strip()
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
+            async with browser.get(f"{page.web}/?token={token}") as answer:
+                assert answer.status == 200
+
+            async def shows(count: int) -> bool:
+                async with browser.get(f"{page.web}/api/inbox") as answer:
+                    look = await answer.json()
+                return len(look["requests"]) == count and not look["stale"]
+
+            for n in range(1, 4):
+                await rig.client.submit("asker", {"ledger": rig.ledger})
+                await until(lambda n=n: shows(n))
+                await down_and_up(rig)
+                await until(lambda n=n: shows(n))
+        assert page.alive
