@@ -38,7 +38,7 @@ HIVE: Final = "hive"
 FLAT: Final = "flat"
 #: How many processes start at once.
 STARTING: Final = 4
-JOIN_S: Final = 180.0
+JOIN_S: Final = 300.0
 ASKED: Final = 200
 #: Every swarm reserves room for its stores; seventeen of the usual size would not fit on most disks.
 LIMITS: Final = {"SWARMD_LIMITS_LOG_BYTES_MAX": str(1 << 30), "SWARMD_LIMITS_BLOB_BYTES_MAX": str(64 << 20)}
@@ -91,10 +91,10 @@ class Fleet:
         answer = await self.bus.request(subjects.ctl(swarm, "status"), b"", 10_000)
         return msgspec.json.decode(answer, type=SwarmStatus)
 
-    async def log_bytes(self) -> int:
-        """What the logs of all swarms hold."""
-        names = {self.top, *self.swarms()}
-        return sum([int((await stream_state(self.bus, subjects.log_stream(name)))["bytes"]) for name in names])
+    async def logs(self) -> tuple[int, int]:
+        """What the logs of all swarms hold: bytes and commits."""
+        states = [await stream_state(self.bus, subjects.log_stream(name)) for name in {self.top, *self.swarms()}]
+        return sum(int(state["bytes"]) for state in states), sum(int(state["messages"]) for state in states)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,14 +104,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=int, default=20_000, help="sub-tasks of the macro-task (default: 20000)")
     parser.add_argument("--capacity", type=int, default=4, help="slots per worker node (default: 4)")
     parser.add_argument("--workers", type=int, default=4, help="worker processes of the flat swarm (default: 4)")
+    parser.add_argument("--repeat", type=int, default=3, help="macro-tasks, of which the median counts (default: 3)")
     parser.add_argument("--idle-s", type=float, default=10.0, help="how long idle processes are watched (default: 10)")
     parser.add_argument("--more-nodes", type=int, default=5_000, help="measured after that (default: 5000; 0: not)")
 
 
 async def run(args: argparse.Namespace) -> int:
     """Measure and print; one JSON object with `--json`."""
-    if min(args.nodes, args.swarms, args.tasks, args.capacity, args.workers) < 1 or args.idle_s <= 0:
-        raise Rejected("bad_usage", "nodes, swarms, tasks, capacity, workers and idle-s must be more than 0")
+    if min(args.nodes, args.swarms, args.tasks, args.capacity, args.workers, args.repeat) < 1 or args.idle_s <= 0:
+        raise Rejected("bad_usage", "nodes, swarms, tasks, capacity, workers, repeat and idle-s must be more than 0")
     if args.nodes < max(args.swarms, args.workers) or 0 < args.more_nodes < args.nodes:
         raise Rejected(
             "bad_usage", "there must be at least as many nodes as swarms and workers, and more of more-nodes"
@@ -139,8 +140,12 @@ async def _compared(args: argparse.Namespace, nodes: int) -> dict[str, Any]:
             found[name] = await _measured(fleet, args)
     flat, hive = found["flat"], found["hive"]
     for macro in ("direct", "sections"):
-        found[f"ratio_{macro}"] = round(hive[macro]["tasks_per_s"] / flat[macro]["tasks_per_s"], 3)
-        progress(f"{macro}: the hive has {found[f'ratio_{macro}']} of the flat swarm's rate")
+        rate = found[f"ratio_{macro}"] = round(hive[macro]["tasks_per_s"] / flat[macro]["tasks_per_s"], 3)
+        spent = [sum(one[macro]["cpu_us_per_task"].values()) for one in (flat, hive)]
+        cpu = found[f"cpu_ratio_{macro}"] = round(spent[1] / spent[0], 3) if spent[0] else 0.0
+        progress(
+            f"{macro}: the hive has {rate} of the flat swarm's rate, and takes {cpu} of its CPU time for each task"
+        )
     return found
 
 
@@ -150,7 +155,9 @@ async def _measured(fleet: Fleet, args: argparse.Namespace) -> dict[str, Any]:
     found["asked"] = await _ask_nodes(fleet)
     names = fleet.shape.children()
     for macro, sections in (("direct", None), ("sections", names or [""] * args.swarms)):
-        found[macro] = await _macro(fleet, args.tasks, sections)
+        runs = [await _macro(fleet, args.tasks, sections) for _ in range(args.repeat)]
+        found[macro] = sorted(runs, key=lambda run: float(run["took_s"]))[len(runs) // 2]
+        found[macro]["rates"] = [run["tasks_per_s"] for run in runs]
         progress(f"  {macro}: {found[macro]['tasks_per_s']:,} sub-tasks/s; busiest {found[macro]['busiest'][0]}")
     return found
 
@@ -194,7 +201,7 @@ async def _macro(fleet: Fleet, tasks: int, sections: list[str] | None) -> dict[s
     wanted: dict[str, Any] = {"count": tasks}
     if sections is not None:
         wanted["sections"] = sections
-    before, size, started = fleet.cpu(), await fleet.log_bytes(), perf_counter()
+    before, (size, commits), started = fleet.cpu(), await fleet.logs(), perf_counter()
     at_top = {"at": "top"} if fleet.shape.swarms else {}
     handle = await fleet.client.submit("macro", wanted, requires=at_top)
     outcome = await fleet.client.outcome(handle)
@@ -204,13 +211,14 @@ async def _macro(fleet: Fleet, tasks: int, sections: list[str] | None) -> dict[s
     total = msgspec.json.decode(outcome.output) if isinstance(outcome.output, Raw) else None
     if total != tasks * (tasks - 1) // 2:
         raise Fault("bench", f"the macro-task of {tasks} gathered {total}")
-    used = _difference(before, fleet.cpu())
+    used, (size_after, commits_after) = _difference(before, fleet.cpu()), await fleet.logs()
     busiest = sorted(used.items(), key=lambda entry: -entry[1])[:5]
     return {
         "tasks_per_s": round(tasks / took_s),
         "took_s": round(took_s, 2),
         "attempts": outcome.attempts,
-        "log_bytes_per_task": round((await fleet.log_bytes() - size) / tasks),
+        "log_bytes_per_task": round((size_after - size) / tasks),
+        "commits_per_task": round((commits_after - commits) / tasks, 4),
         "cpu_us_per_task": {kind: round(spent / tasks * 1e6, 1) for kind, spent in _by_kind(used, 1).items()},
         "busiest": [[name, round(spent / took_s, 3)] for name, spent in busiest],
         "cpu_share": round(sum(used.values()) / took_s, 3),
