@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 import msgspec
 from msgspec import Raw, Struct
@@ -56,6 +56,7 @@ class Garbage(Struct, gc=False):
     index: int
     reason: str
     message_id: str = ""
+    data: ClassVar[None] = None  #: in place of an event's fact
 
 
 class Commit(Struct, gc=False):

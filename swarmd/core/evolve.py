@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from swarmd.core.codec import Commit, Garbage
 from swarmd.core.commits import admit
-from swarmd.core.events import AUTHORITY, Fact
+from swarmd.core.events import AUTHORITY, LEADER_ROLES, MEMBER_ROLES, Fact
 from swarmd.core.leader_facts import LEADER_TRANSITIONS
 from swarmd.core.member_facts import MEMBER_TRANSITIONS
 from swarmd.core.moves import Sink
@@ -21,6 +21,11 @@ from swarmd.core.state import SwarmState
 #: A transition returns why it changed nothing, or "" when it was accepted.
 Transition = Callable[[SwarmState, Commit, int, str, Any, Sink], str]
 TRANSITIONS: Final[dict[type[Fact], Transition]] = {**LEADER_TRANSITIONS, **MEMBER_TRANSITIONS}
+
+#: Which facts each role may write: `AUTHORITY`, the other way round.
+_ALLOWED: Final[dict[str, frozenset[type]]] = {
+    role: frozenset(kind for kind in AUTHORITY if role in AUTHORITY[kind]) for role in MEMBER_ROLES | LEADER_ROLES
+}
 
 
 def apply(state: SwarmState, commit: Commit | Garbage, refused: list[int] | None = None) -> Sink:
@@ -40,15 +45,15 @@ def apply(state: SwarmState, commit: Commit | Garbage, refused: list[int] | None
         if refused is not None:
             refused.extend(range(len(commit.events)))
         return out
-    role, authority, transitions = commit.role, AUTHORITY, TRANSITIONS
+    allowed, transitions = _ALLOWED.get(commit.role, frozenset()), TRANSITIONS
     for index, event in enumerate(commit.events):
-        if isinstance(event, Garbage):
-            state.counters.garbage += 1
-            continue
         fact = event.data
         kind = type(fact)
-        if role in authority[kind]:
-            why = transitions[kind](state, commit, index, event.subject, fact, out)
+        if kind in allowed:
+            why = transitions[kind](state, commit, index, event.subject, fact, out)  # type: ignore[index, union-attr]
+        elif fact is None:
+            state.counters.garbage += 1
+            continue
         else:
             why = "wrong_role"
         if why:
