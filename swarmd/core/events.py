@@ -391,9 +391,9 @@ class MemberLeft(Fact):
 class Reunited(Fact):
     """A child swarm and its parent hear of each other again; what came of it, for people. It changes nothing.
 
-    `way` is what was cut: that of the delegate to the "child", or to its "parent". `tasks` counts attempts: `running`
-    then; `late` ones were finished meanwhile; `going_on` still run; `unknown` ones are new to the child; of those to be
-    stopped, `stopped` were so late, `too_late` were finished. `examples` names some of each kind.
+    `way` was cut, to the "child" or to the "parent" of a delegate. `tasks` counts: `running` then, `late` were finished
+    meanwhile, `going_on` still run, `unknown` are new to the child, `stopped` were so late, `too_late` could not be.
+    `examples` names some of each kind.
     """
 
     member: str

@@ -51,6 +51,14 @@ class Context(ToolSteps, MemorySteps, Family):
 
         return await self._journaled(self._key(name), "step", act if timeout_s is None else timed)
 
+    async def conflict(self, said: Any) -> None:
+        """Record that others disagree, and who said what: a step of the kind `conflict`, for whoever reads the log."""
+
+        async def act() -> Any:
+            return said
+
+        await self._journaled(self._key("conflict"), "conflict", act)
+
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a step's function in its thread. No future takes a `StopIteration`: whoever waited would wait for ever."""

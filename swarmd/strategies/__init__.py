@@ -6,6 +6,7 @@ but the journal of their task. Inside one task call them one after another, not 
 
 from __future__ import annotations
 
+from swarmd.strategies.agreeing import agreed, consensus
 from swarmd.strategies.boards import blackboard
 from swarmd.strategies.debating import debate
 from swarmd.strategies.mapping import map_reduce
@@ -13,4 +14,14 @@ from swarmd.strategies.orchestrating import orchestrator_workers
 from swarmd.strategies.routing import routed, router
 from swarmd.strategies.voting import quorum
 
-__all__ = ["blackboard", "debate", "map_reduce", "orchestrator_workers", "quorum", "routed", "router"]
+__all__ = [
+    "agreed",
+    "blackboard",
+    "consensus",
+    "debate",
+    "map_reduce",
+    "orchestrator_workers",
+    "quorum",
+    "routed",
+    "router",
+]

@@ -31,7 +31,10 @@ class Kid(msgspec.Struct, frozen=True):
 
 
 class ScriptedContext:
-    """See the module. `agents` are functions of the input; one that raises `Rejected` fails its task."""
+    """See the module. `agents` are functions of the input; one that raises `Rejected` fails its task.
+
+    One that is placed in a swarm is called `agent@swarm`.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class ScriptedContext:
         self.requests: list[ModelRequest] = []
         self.memories: list[tuple[str, dict[str, str]]] = []
         self.steps: list[str] = []
+        self.conflicts: list[Any] = []
         self.now = 0.0
         self._queue: list[tuple[int, int]] = []
         self._running: list[tuple[float, int]] = []
@@ -62,9 +66,11 @@ class ScriptedContext:
 
     # --- children ---
 
-    async def spawn(self, agent: str, wanted: Any = None, *, labels: Any = None, rank_ms: int = 0) -> Kid:
+    async def spawn(
+        self, agent: str, wanted: Any = None, *, swarm: str = "", labels: Any = None, rank_ms: int = 0
+    ) -> Kid:
         number = len(self.spawned)
-        self.spawned.append((agent, msgspec.json.decode(msgspec.json.encode(wanted))))
+        self.spawned.append((f"{agent}@{swarm}" if swarm else agent, msgspec.json.decode(msgspec.json.encode(wanted))))
         self.ranks.append(rank_ms)
         heapq.heappush(self._queue, (-rank_ms, number))
         return Kid(f"t~{number + 1}")
@@ -112,11 +118,15 @@ class ScriptedContext:
     def _run(self, number: int) -> Any:
         agent, given = self.spawned[number]
         try:
-            return msgspec.json.decode(msgspec.json.encode(self.agents[agent](given)))
+            function = self.agents.get(agent) or self.agents[agent.partition("@")[0]]
+            return msgspec.json.decode(msgspec.json.encode(function(given)))
         except Rejected as error:
             return Outcome(f"t~{number + 1}", "dead", error=Failure(error.code, error.message))
 
     # --- the rest ---
+
+    async def conflict(self, said: Any) -> None:
+        self.conflicts.append(msgspec.json.decode(msgspec.json.encode(said)))
 
     async def step(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
         self.steps.append(name)

@@ -49,6 +49,7 @@ def add(commands: flags.Commands) -> None:
     signal.add_argument("name", metavar="NAME")
     signal.add_argument("value", metavar="JSON", nargs="?", help="its value: JSON if it is JSON, else a text")
     signal.add_argument("--task", default="", help="wake this task only")
+    signal.add_argument("--below", action="store_true", help="in all swarms below this one too")
     _add_by(signal)
 
 
@@ -384,6 +385,9 @@ def _resume(args: argparse.Namespace) -> int:
 
 
 def _signal(args: argparse.Namespace) -> int:
+    if args.below:
+        return _signal_below(args)
+
     async def act(session: Session, people: People) -> None:
         value = None if args.value is None else _json_or_text(args.value)
         await people.signal(args.name, value, task=_checked(args) if args.task else "", by=_by(args))
@@ -391,3 +395,26 @@ def _signal(args: argparse.Namespace) -> int:
 
     _run(args, act)
     return flags.OK
+
+
+def _signal_below(args: argparse.Namespace) -> int:
+    from swarmd.core.errors import Rejected
+    from swarmd.edges.below import signal_below
+    from swarmd.edges.cli.session import note, run
+
+    if args.task:
+        raise Rejected("bad_usage", "a task is in one swarm: give either --task or --below")
+
+    async def act(session: Session) -> int:
+        value = None if args.value is None else _json_or_text(args.value)
+        told = await signal_below(session.wire.bus, session.swarm, args.name, value, by=_by(args))
+        given = [swarm for swarm, why in told.items() if not why]
+        session.tell(
+            {"name": args.name, "swarms": told}, f"signal {args.name} is given in {', '.join(given) or 'none'}"
+        )
+        for swarm, why in told.items():
+            if why:
+                note(f"not in swarm {swarm}: {why}; give it there with --swarm {swarm} once it can be reached")
+        return flags.OK if len(given) == len(told) else flags.FAULT
+
+    return run(args, act)
