@@ -391,9 +391,8 @@ class MemberLeft(Fact):
 class Reunited(Fact):
     """A child swarm and its parent hear of each other again; what came of it, for people. It changes nothing.
 
-    `way` was cut, to the "child" or to the "parent" of a delegate. `tasks` counts: `running` then, `late` were finished
-    meanwhile, `going_on` still run, `unknown` are new to the child, `stopped` were so late, `too_late` could not be.
-    `examples` names some of each kind.
+    `way` was cut, to the "child" or the "parent" of a delegate. `tasks` counts attempts: `running` then; `late`: ended
+    meanwhile; `going_on`; `unknown` to the child; `stopped` so late; `too_late` to stop. `examples` names some of each.
     """
 
     member: str
