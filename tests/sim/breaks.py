@@ -14,7 +14,7 @@ from swarmd.core.wait_facts import resolve
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BREAKS: Final = ("epoch", "lease", "dedup", "stored", "wait")
+BREAKS: Final = ("epoch", "lease", "dedup", "stored", "wait", "recall")
 
 
 def _reported_without_epoch(state: Any, commit: Any, subject: str, epoch: int) -> Any:
@@ -37,7 +37,7 @@ def _resolved_again(state: Any, commit: Any, index: int, subject: str, fact: Res
 
 @contextmanager
 def broken(rule: str) -> Iterator[None]:
-    """Break `rule` for a while; "stored" is broken in the simulated shell, "" breaks nothing."""
+    """Break `rule` for a while; "stored" and "recall" are broken in simulated shells, "" breaks nothing."""
     kept: list[tuple[Any, str, Any]] = []
 
     def replace(owner: Any, name: str, value: Any) -> None:
@@ -52,7 +52,7 @@ def broken(rule: str) -> Iterator[None]:
         replace(evolve, "admit", lambda state, writer, n, seen, seq: "")
     elif rule == "wait":
         replace(evolve, "TRANSITIONS", {**evolve.TRANSITIONS, Resolved: _resolved_again})
-    elif rule not in ("", "stored"):
+    elif rule not in ("", "stored", "recall"):
         raise ValueError(f"no such break: {rule!r}; there are {', '.join(BREAKS)}")
     try:
         yield

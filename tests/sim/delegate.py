@@ -37,8 +37,8 @@ class ChildTask(Struct):
 class ChildSwarm:
     """What survives every delegate: the child's log, as a table. A task's id is idempotent in it."""
 
-    def __init__(self, world: World, name: str, done: Counter[str]) -> None:
-        self.world, self.name, self.done = world, name, done
+    def __init__(self, world: World, name: str, done: Counter[str], broken: str = "") -> None:
+        self.world, self.name, self.done, self._broken = world, name, done, broken
         self.tasks: dict[str, ChildTask] = {}
         self.own = 0  #: slots that the child's own clients have taken
         self._advance()
@@ -49,6 +49,9 @@ class ChildSwarm:
         for task in self.tasks.values():
             if task.state == "running" and task.done_at_ms <= self.world.now_ms:
                 task.state = "done"
+                self.done[task.task] += 1
+            elif task.state == "recalled" and 0 < task.done_at_ms <= self.world.now_ms:
+                task.done_at_ms = 0  # somebody had begun it after all
                 self.done[task.task] += 1
         free = self.free()
         for task in self.tasks.values():
@@ -74,7 +77,8 @@ class ChildSwarm:
 
     def recall(self, name: str) -> None:
         task = self.tasks.get(name)
-        if task is not None and task.state == "waiting":
+        begun = task is not None and task.state == "running" and self._broken == "recall"
+        if task is not None and (task.state == "waiting" or begun):
             task.state = "recalled"
 
     def cancel(self, name: str) -> None:

@@ -58,7 +58,7 @@ class Simulation:
         self.leaders = [Orchestrator(self.swarm, f"lead{n}") for n in range(chance.randint(2, 3))]
         self.workers = [Worker(self.swarm, f"work{n}") for n in range(chance.randint(2, 3))]
         self.done: Counter[str] = Counter()
-        self.children = [ChildSwarm(world, name, self.done) for name in ("kid", "kin")]
+        self.children = [ChildSwarm(world, name, self.done, broken) for name in ("kid", "kin")]
         self.speakers = {child.name: Delegate(self.swarm, child) for child in self.children}
         self.delegates = list(self.speakers.values())
         tasks = chance.randint(8, 30)
