@@ -41,6 +41,8 @@ ROWS_MAX: Final = 50_000
 #: Events of the live feed that wait to be published; more are dropped and counted.
 FEED_MAX: Final = 10_000
 LOOK_MS: Final = 1_000
+#: A snapshot is due after so many events too: full commits hold a thousand each, and a start shall take seconds.
+SNAPSHOT_EVENTS: Final = 500_000
 ASKED_MAX: Final = 256
 #: How long `find.task` waits for the catalog to reach the log's end before it says that it does not know a task.
 CATCH_UP_MS: Final = 2_000
@@ -122,7 +124,7 @@ class Observer:
         self._submitted_ms: dict[str, int] = {}
         self._feed: deque[tuple[str, bytes]] = deque()
         self._feed_wanted = asyncio.Event()
-        self._saved_seq = state.seq
+        self._saved_seq, self._unsaved_events = state.seq, 0
         self._saved_ms = 0
         self._snapshot_wanted = asyncio.Event()
         self._asked = 0
@@ -201,7 +203,8 @@ class Observer:
         if len(self._rows) >= ROWS_MAX:
             await self._flush()
         every = self._settings.snapshot_commits
-        if every and self.state.seq - self._saved_seq >= every:
+        self._unsaved_events += sum(len(commit.events) for commit in commits if isinstance(commit, Commit))
+        if every and (self.state.seq - self._saved_seq >= every or self._unsaved_events >= SNAPSHOT_EVENTS):
             self._snapshot_wanted.set()
 
     def _count(self, effects: list[fx.Effect], commit: Commit | Garbage, refused: list[int]) -> None:
@@ -316,7 +319,7 @@ class Observer:
         """Save the state. The fold waits while it is encoded, in slices; requests are answered between them."""
         started_ms = self._ports.clock.now_ms()
         async with self._folding:
-            seq, parts = self.state.seq, list[bytes]()
+            seq, events, parts = self.state.seq, self._unsaved_events, list[bytes]()
             for part in snapshot.slices(self.state):
                 parts.append(part)
                 if len(part) > 50_000:
@@ -325,6 +328,7 @@ class Observer:
         payload = await asyncio.to_thread(lambda: snapshot.seal(b"".join(parts)))
         await self._ports.snapshots.save(payload)
         self._saved_seq = seq
+        self._unsaved_events -= events
         self.snapshots_taken += 1
         self._ports.meter.observe("swarmd_snapshot_seconds", (self._ports.clock.now_ms() - started_ms) / 1000)
 

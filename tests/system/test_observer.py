@@ -205,9 +205,14 @@ async def test_the_catalog_goes_on_where_it_was_and_is_built_anew_when_lost(obse
     assert {task: await observed.task(task) for task in first} == first
 
 
-async def test_snapshots_are_taken_and_start_the_next_one(observed: Observed) -> None:
+@pytest.mark.parametrize("due", ["commits", "events"])
+async def test_snapshots_are_taken_and_start_the_next_one(
+    observed: Observed, monkeypatch: pytest.MonkeyPatch, due: str
+) -> None:
     client = observed.swarm.client
-    await observed.start(snapshot_commits=10)
+    if due == "events":
+        monkeypatch.setattr("swarmd.roles.observer.SNAPSHOT_EVENTS", 30)
+    await observed.start(snapshot_commits=10 if due == "commits" else 10_000)
     for number in range(30):
         await client.run("echo", number)
     snapshots = NatsSnapshots(observed.bus, SWARM)
