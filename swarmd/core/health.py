@@ -16,6 +16,7 @@ from msgspec import Struct
 from swarmd.core.detector import Detector, DetectorSettings
 from swarmd.core.ids import swarm_member
 from swarmd.core.link import Sender
+from swarmd.core.offers import nonsense_in
 from swarmd.core.wire import Dispatch, Heartbeat, Item, Load, Rejoin, Replaced, Report, Start, Stop
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ class Link:
 class Links:
     """All links of a leader, the one longest unheard first. Time is handed in; nothing is sent from here.
 
-    `recallable` are the attempts that nobody has begun in a child swarm, by member, as far as there are any.
+    `recallable` are the attempts that nobody has begun in a child swarm, by member, as far as there are any; `refused`
+    says of members that advertise nonsense what is wrong.
     """
 
     def __init__(self, settings: HealthSettings) -> None:
@@ -96,12 +98,13 @@ class Links:
         self._dirty: dict[LinkKey, Link] = {}
         self._loads: dict[str, Load] = {}
         self.recallable: dict[str, list[Pair]] = {}
+        self.refused: dict[str, str] = {}
 
     def take_office(self, state: SwarmState, now_ms: int) -> None:
         """A new term: forget the old numbering, ask every process what it runs, and give it a full lease."""
         self._term = state.term
         self._links, self._of_member, self._dirty = OrderedDict(), {}, {}
-        self._loads, self.recallable = {}, {}
+        self._loads, self.recallable, self.refused = {}, {}, {}
         self._distrust(now_ms)
         for member in state.members.values():
             self.offered(member, now_ms)
@@ -136,11 +139,17 @@ class Links:
         link.members[member.id] = member
         link.lost = False
         self._of_member[member.id] = link
+        wrong = nonsense_in(member)
+        if wrong:
+            self.refused[member.id] = wrong
+        else:
+            self.refused.pop(member.id, None)
 
     def gone(self, member: Member) -> None:
         """A member left, was lost, or moved to another process."""
         self._detach(member)
         self._forget_load(member)
+        self.refused.pop(member.id, None)
 
     def _detach(self, member: Member) -> Link | None:
         link = self._of_member.pop(member.id, None)
@@ -302,7 +311,7 @@ class Links:
     def reachable(self, member: Member) -> bool:
         """Whether new work may be placed on the member."""
         link = self._of_member.get(member.id)
-        return link is not None and not link.lost
+        return link is not None and not link.lost and member.id not in self.refused
 
     def heard_at_ms(self, member: Member) -> int:
         """When the member's process was last heard; 0 for never."""

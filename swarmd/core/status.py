@@ -143,7 +143,7 @@ def _member_status(leader: Leader, member: Member, now_ms: int) -> MemberStatus:
         max(0, now_ms - heard) if heard else -1,
         leader.links.reachable(member),
         round(leader.links.phi(member, now_ms), 2),
-        quarantined=member.quarantined,
+        quarantined=leader.links.refused.get(member.id) or member.quarantined,
         slowness=_slowness(member),
         labels=member.labels,
         load=leader.links.load(member.id),

@@ -85,6 +85,8 @@ def _members(args: argparse.Namespace) -> int:
 
 def _member_row(member: MemberStatus) -> list[str]:
     state = "draining" if member.capacity == 0 else "up" if member.reachable else "silent"
+    if member.quarantined:
+        state = f"set apart: {member.quarantined}"
     heard = f"{member.heard_ms} ms ago" if member.heard_ms >= 0 else "never"
     counts = [str(member.running), str(member.capacity)]
     return [member.member, member.kind, member.node, *counts, heard, state, ", ".join(member.agents)]
