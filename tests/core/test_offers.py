@@ -37,13 +37,13 @@ def test_nonsense_gets_nothing_until_it_makes_sense(fields: dict[str, Any], word
     offered(stage, **fields)
     leader.submit(wish(), "t", stage.now_ms, False, "client")
     stage.decide(leader)
-    assert leader.state.tasks["t"].state == "queued"
+    assert leader.state.tasks["t"].attempts == {}
     (member,) = swarm_status(leader, stage.now_ms).members
     assert words in member.quarantined
     assert not member.reachable
     offered(stage)
     stage.decide(leader)
-    assert leader.state.tasks["t"].state == "assigned"
+    assert list(leader.state.tasks["t"].attempts) == [1]
     (member,) = swarm_status(leader, stage.now_ms).members
     assert (member.quarantined, member.reachable) == ("", True)
 
