@@ -24,6 +24,8 @@ COUNT_MAX: Final = 1_000
 #: What was seen of a member long ago weighs half as much after so many mean durations without news, or after a minute.
 FADE_RUNS: Final = 60
 FADE_MS: Final = 60_000
+#: A duration that is longer than four times the expected one counts as if it were off by no more standard deviations.
+FAR, BOUND = log(4), 2.5
 #: After so many observations an average is believed.
 SURE: Final = 5
 
@@ -115,6 +117,8 @@ def ran(learned: Learned, pace: Pace, duration_ms: int, at_ms: int) -> None:
         slow, log_var = pace.slow, learned.log_var
         around = off - slow  # what the member is known to be off by is not chance
         learned.log_var = log_var + weight * (around * around - log_var)
+        if around > FAR:  # one task that is a hundred times as long says little about who did it
+            around = min(around, max(FAR, BOUND * sqrt(log_var)))
         pace.slow = slow + (MEMBER_WEIGHT if own > MEMBER_MANY else 1 / own) * around
     learned.log_ms = log_ms + weight * off
 
