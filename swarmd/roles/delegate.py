@@ -314,7 +314,7 @@ class Delegate(MemberProcess):
         error = outcome.error if outcome.error is not UNSET else Failure(outcome.state, outcome.state)
         assert isinstance(error, Failure)
         if outcome.state == "cancelled" and error.code == RECALLED:
-            return Returned(epoch=start.epoch, reason=RECALLED, spent=_spent(start, outcome))
+            return Returned(epoch=start.epoch, reason=RECALLED)  # nobody began it: nothing was spent
         return self._failed(start, outcome, error.code, f"in swarm {self._child.name}: {error.message}")
 
     @staticmethod
