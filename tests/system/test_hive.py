@@ -268,6 +268,27 @@ async def test_of_two_delegates_for_one_child_the_first_stays(tmp_path: Path) ->
         assert place.delegates["desk"].returncode is None
 
 
+async def test_a_delegate_that_was_replaced_while_it_was_frozen_ends(tmp_path: Path) -> None:
+    async with hive(tmp_path, "hive", "desk") as world, world.client("hive") as client:
+        place = Place(world, client)
+        desk = await place.crew("desk")
+        desk.open.set()
+        frozen = place.delegates["desk"]
+        frozen.send_signal(signal.SIGSTOP)
+        try:
+            await place.delegate("desk")
+            (task,) = await place.submit("a")  # done once somebody speaks for the desk again
+            assert (await client.outcome(task, WAIT_MS)).state == "completed"
+        finally:
+            frozen.send_signal(signal.SIGCONT)
+        async with asyncio.timeout(30):
+            assert await frozen.wait() != 0
+        (task,) = await place.submit("b")
+        assert (await client.outcome(task, WAIT_MS)).state == "completed"
+        assert place.delegates["desk"].returncode is None
+        assert place.ran == {"a": 1, "b": 1}
+
+
 async def refusal(world: Hive, parent: str, child: str, code: str) -> str:
     """What `swarmd run delegate` says when it is refused."""
     process = await world.command("delegate", "--swarm", parent, "--child", child)
