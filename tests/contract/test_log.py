@@ -147,7 +147,9 @@ async def test_commits_are_stored_in_order_and_read_back_whole(stream: Stream) -
     second = await log.append("swarm.main.log.orchestrator.o", b"[]", "boot2.1", 1)
     assert (first.seq, first.duplicate, second.seq) == (1, False, 2)
     assert await log.last_seq() == 2
-    assert await log.read([2, 1, 2]) == [
+    read = await log.read([2, 1, 2])
+    assert read[0] == read[2]  # when it was stored included, which a fake does not say
+    assert [msgspec.structs.replace(record, at_ms=0) for record in read] == [
         Record(2, "swarm.main.log.orchestrator.o", "boot2.1", b"[]", 1),
         Record(1, SUBJECT, "boot.1", b'["\xc3\xa9"]', 0),
         Record(2, "swarm.main.log.orchestrator.o", "boot2.1", b"[]", 1),
