@@ -149,17 +149,25 @@ class Members:
 
     async def look(self) -> list[Difference]:
         await self._fold.advance()
-        places, rolls = asyncio.Semaphore(ROLLS_AT_ONCE), dict[str, Roll]()
+        places, rolls, failed = asyncio.Semaphore(ROLLS_AT_ONCE), dict[str, Roll](), list[SwarmdError]()
 
         async def call(member: str) -> None:
             async with places:
-                roll = await self.roll(member)
+                if failed:
+                    return
+                try:
+                    roll = await self.roll(member)
+                except SwarmdError as error:
+                    failed.append(error)
+                    return
                 if roll is not None:
                     rolls[member] = roll
 
         async with asyncio.TaskGroup() as group:
             for member in reconcile.processes(self._fold.state.members.values()):
                 group.create_task(call(member))
+        if failed:
+            raise failed[0]
         await self._fold.advance()
         return reconcile.log_against_members(self._fold.state, rolls)
 

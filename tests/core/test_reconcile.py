@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmd.core.catalog import FoundTask, TaskRow
-from swarmd.core.events import Cancelled, Requeued
+from swarmd.core.events import Cancelled, Requeued, Reunited
 from swarmd.core.ids import delegated_id
 from swarmd.core.reconcile import (
     Difference,
@@ -20,6 +20,7 @@ from swarmd.core.reconcile import (
     log_against_members,
     processes,
 )
+from swarmd.core.snapshot import decode, encode
 from swarmd.core.wire import Roll
 from tests.core.history import CHILD, NODE, OTHER, History, offer
 
@@ -105,6 +106,21 @@ def test_only_what_two_looks_show_lasts() -> None:
     again = Difference("hive", "orphan", "kid", "x", "in other words")
     assert lasting([one, other], [again]) == [again]
     assert lasting([other], [again]) == []
+
+
+def test_a_report_of_a_cut_counts_from_whoever_speaks_for_the_child_and_changes_nothing() -> None:
+    hive = a_hive("a")
+    report = Reunited(member=CHILD, way="child", cut_ms=9_000, tasks={"running": 1, "late": 1})
+    before = encode(hive.state)
+    hive.commit(("delegate", "kid", "d1"), (CHILD, report))
+    assert hive.ignored() == {}
+    hive.commit(("delegate", "other", "d2"), (CHILD, report))
+    hive.work(CHILD, report)
+    assert hive.ignored() == {"wrong_member": 2}
+    hive.state.counters.ignored = {}
+    for name in ("seq", "message_id", "writers"):
+        setattr(hive.state, name, getattr(decode(before), name))
+    assert encode(hive.state) == before
 
 
 # --- members ---------------------------------------------------------------------------------------

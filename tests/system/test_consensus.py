@@ -10,6 +10,7 @@ import pytest
 
 from swarmd.adapters.nats_server import find_nats_server
 from swarmd.core.errors import Rejected
+from swarmd.edges import cli
 from swarmd.edges.below import signal_below
 from swarmd.edges.client import TaskFailed
 from swarmd.edges.replay import replay
@@ -153,6 +154,9 @@ async def test_a_signal_is_heard_in_every_swarm(tmp_path: Path) -> None:
         await until("every listener has heard it", heard)
         later = await scene.client.submit("consensus", {"agent": "listen", "input": 1, "swarms": ["south"]})
         assert (await scene.client.result(later, VERDICT_MS))["answer"] is None  # it counts for those who come late
+        argv = ["signal", "stop", "--below", "--swarm", "hive", "--nats", scene.world.server.url]
+        assert await asyncio.to_thread(cli.main, argv) == 0
+        assert await asyncio.to_thread(cli.main, [*argv, "--task", later.task]) == 2
         nobody = await signal_below(scene.client._bus, "west", "stop")
         assert list(nobody) == ["west"]
         assert "nobody serves" in nobody["west"]

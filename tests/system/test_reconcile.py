@@ -25,7 +25,7 @@ from swarmd.edges.projections import ObserverOptions, run_observer
 from swarmd.edges.reconcile import Reconciler, Report, Wish
 from swarmd.edges.wiring import CLOCK, ENTROPY, connected, new_boot
 from swarmd.roles.writer import LogWriter, sign
-from tests.system.hives import Hive, hive, until
+from tests.system.hives import Hive, hive, swarm_status, until
 from tests.system.swarms import Role
 from tests.system.test_delegate import Gate, echo, joined, task_status
 
@@ -77,6 +77,24 @@ async def test_a_healthy_hive_differs_in_nothing_whatever_goes_on_in_it(tmp_path
         report = await reconciled(world)
     assert report.differences == []
     assert set(report.skipped) == {"catalog"}  # no observer runs
+
+
+async def test_what_cannot_be_seen_is_said(tmp_path: Path) -> None:
+    async with hive(tmp_path, "hive") as world, world.client("hive") as client:
+        await world.worker("hive", {"echo": echo})
+        assert await client.run("echo", 1) == 1
+        world._stops[0].set()  # the orchestrator: nobody leads from here on
+
+        async def nobody_leads() -> bool:
+            return await swarm_status(client) is None
+
+        await until("nobody leads", nobody_leads)
+        report = await reconciled(world)
+        assert report.differences == []
+        assert set(report.skipped) == {"members", "catalog"}
+        with pytest.raises(Rejected, match="stream LOG_nowhere"):
+            async with connected(world.settings("admin"), "reconcile") as wire:
+                await Reconciler(wire.bus, world.settings("admin"), Wish("nowhere"), {}, lambda text: None).run()
 
 
 async def test_a_task_that_nobody_wants_any_more_is_cancelled_in_the_child(tmp_path: Path) -> None:
