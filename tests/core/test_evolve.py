@@ -8,6 +8,7 @@ import pytest
 from msgspec import Raw
 
 from swarmd.core import effects as fx
+from swarmd.core import snapshot
 from swarmd.core.events import (
     AUTHORITY,
     FACTS,
@@ -33,6 +34,7 @@ from swarmd.core.events import (
     Suspended,
 )
 from swarmd.core.evolve import TRANSITIONS
+from swarmd.core.state import EMPTY
 from tests.core.history import CHILD, NODE, OTHER, History, offer, submission
 
 if TYPE_CHECKING:
@@ -421,3 +423,38 @@ def test_events_of_a_commit_are_folded_one_by_one() -> None:
     history = History().running()
     history.work("t", step("a"), stale(step("b")), step("c"))
     assert list(history.state.tasks["t"].attempts[1].journal) == ["a", "c"]
+
+
+# --- what a million tasks share --------------------------------------------------------------------
+
+
+def test_what_a_task_does_not_have_is_shared_and_refuses_entries() -> None:
+    history = History().joined().submitted("t").submitted("u")
+    one, other = history.state.tasks["t"], history.state.tasks["u"]
+    for name in ("attempts", "journal", "children", "awaited", "sent", "labels", "requires"):
+        assert getattr(one, name) is getattr(other, name) is EMPTY
+    writes: list[Callable[[], object]] = [
+        lambda: one.sent.__setitem__("k", None),
+        lambda: one.sent.setdefault("k", None),
+        lambda: one.sent.update({"k": None}),
+        lambda: one.sent.__ior__({"k": None}),
+    ]
+    for write in writes:
+        with pytest.raises(TypeError, match="shared by all"):
+            write()
+    assert (EMPTY, one.retry, one.budget) == ({}, other.retry, other.budget)
+    assert one.retry is other.retry
+
+
+def test_a_task_that_has_nothing_says_nothing_in_a_snapshot_and_shares_again_after_it() -> None:
+    history = History().joined().submitted("t").submitted("u").assigned("t")
+    history.work("t", Stepped(epoch=1, key="k", kind="step"))
+    history.lead("t", Requeued(term=1, epoch=1, reason="undelivered"))
+    saved = snapshot.encode(history.state)
+    again = snapshot.decode(saved)
+    assert again == history.state
+    assert snapshot.encode(again) == saved
+    assert b'"attempts"' not in saved
+    assert again.tasks["u"].attempts is again.tasks["t"].attempts is EMPTY
+    assert again.tasks["u"].retry is history.state.tasks["u"].retry
+    assert again.tasks["t"].journal == {"k": (7, 0)}
