@@ -5,6 +5,7 @@ Time is handed in. The counts of running tasks are the fold's; what is only deci
 
 from __future__ import annotations
 
+from math import ceil
 from typing import TYPE_CHECKING, Annotated, Final
 
 from msgspec import Meta, Struct
@@ -72,7 +73,7 @@ class Keys:
         """When the rate of `key` allows another one; 0 when it is not the rate that holds it up."""
         policy = self.policy(key)
         missing = 1.0 - self._tokens(key, policy) if policy.per_minute else 0.0
-        return self.now_ms + round(missing / _per_ms(policy)) + 1 if missing > 0 else 0
+        return self.now_ms + ceil(missing / _per_ms(policy)) if missing > 0 else 0
 
     def _tokens(self, key: str, policy: KeyPolicy) -> float:
         """Tokens in the bucket: a new leader begins with none, so that a change of leader is no second helping."""

@@ -407,8 +407,7 @@ class Queue:
         self._reached = max(self._reached, self._served.get(tenant, 0.0))
         self._served[tenant] = self._served.get(tenant, 0.0) + max(1.0, cost) / self._weight(tenant)
         if len(self._served) > max(_SERVED_MIN, 2 * len(self._backlog)):
-            kept = {name: turn for name, turn in self._served.items() if name in self._backlog or turn > self._reached}
-            self._served = kept
+            self._served = {name: turn for name, turn in self._served.items() if name in self._backlog}
         self._taken[tenant] = self._taken.get(tenant, 0) + 1
 
     def claim(self, tenant: str, key: str) -> bool:

@@ -32,6 +32,7 @@ class _Ward(Struct):
 
     next_ms: int
     interval_ms: int = PROBE_MS
+    ended: int = 0
     failing: float = 0.0
 
 
@@ -145,18 +146,18 @@ class Wards:
                 _count(crowd, member, agent, -1)
 
     def _about_ward(self, member: Member) -> Readmitted | None:
-        ward = self._wards.get(member.id)
-        if ward is None:  # set apart under an earlier leader
-            ward = self._wards[member.id] = _Ward(self._now_ms + PROBE_MS)
         ended = sum(pace.ended for pace in member.paces.values())
         failing = sum(pace.failing * pace.ended for pace in member.paces.values()) / ended if ended else 0.0
-        if failing > ward.failing:  # the last probe failed
+        ward = self._wards.get(member.id)
+        if ward is None:  # set apart under an earlier leader
+            ward = self._wards[member.id] = _Ward(self._now_ms + PROBE_MS, PROBE_MS, ended, failing)
+        if ended > ward.ended and failing and failing >= ward.failing:  # the last probe failed
             ward.interval_ms = min(2 * ward.interval_ms, PROBE_MS_MAX)
             ward.next_ms = max(ward.next_ms, self._now_ms + ward.interval_ms)
         elif failing < ward.failing:  # it did well: the next ones come soon
             ward.interval_ms = PROBE_MS
             ward.next_ms = min(ward.next_ms, self._now_ms + PROBE_MS)
-        ward.failing = failing
+        ward.ended, ward.failing = ended, failing
         if ended >= PROBES_MIN and failing <= PROBES_FAILING_MAX:
             return Readmitted(term=self._state.term, member=member.id)
         return None

@@ -35,6 +35,7 @@ class History:
         self.state = SwarmState(swarm)
         self.records: list[Record] = []
         self.codec = Codec()
+        self.at_ms = 0  #: by the broker's clock
         self._n: dict[tuple[str, str, str], int] = {}
 
     def commit(
@@ -47,7 +48,7 @@ class History:
 
     def store(self, subject: str, key: str, payload: bytes, seen: int | None = None) -> list[fx.Effect]:
         seq = len(self.records) + 1
-        self.records.append(Record(seq, subject, key, payload, seq - 1 if seen is None else seen))
+        self.records.append(Record(seq, subject, key, payload, seq - 1 if seen is None else seen, self.at_ms))
         return apply(self.state, self.codec.decode(self.records[-1]))
 
     def lead(self, subject: str, *facts: Fact) -> list[fx.Effect]:

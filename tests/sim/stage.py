@@ -16,6 +16,8 @@ from tests.core.history import History
 if TYPE_CHECKING:
     from swarmd.core import effects as fx
     from swarmd.core.events import Event, Fact, Limit
+    from swarmd.core.keys import KeyPolicy
+    from swarmd.core.placement import TenantPolicy
     from swarmd.core.wire import Item
 
 LEASE_MS = 1_000
@@ -29,6 +31,8 @@ class Stage:
         self.now_ms = 10_000
         self.limits = Limits(**limits)
         self.budgets: dict[str, Limit] = {}
+        self.tenants: dict[str, TenantPolicy] = {}
+        self.keys: dict[str, KeyPolicy] = {}
         self.placement = PlacementSettings()
         self.leaders: list[Leader] = []
         self.items: list[tuple[str, Item]] = []
@@ -45,6 +49,8 @@ class Stage:
             stall_ms=10**6,
             budgets=self.budgets,
             placement=self.placement,
+            tenants=self.tenants,
+            keys=self.keys,
         )
         leader = Leader(SwarmState("s"), f"o-{boot}", boot, settings)
         self.leaders.append(leader)
@@ -65,6 +71,7 @@ class Stage:
     def write(self, leader: Leader, events: list[Event], *, n: int = 0, seen: int | None = None) -> None:
         """Store `events` as one commit of `leader`; everybody folds it."""
         origin = ("orchestrator", leader.writer, leader.boot)
+        self.history.at_ms = self.now_ms
         self.history.commit(origin, *((event.subject, event.data) for event in events), n=n, seen=seen)
         self.all_fold()
 
@@ -93,6 +100,7 @@ class Stage:
 
     def member(self, name: str, *facts: tuple[str, Fact], role: str = "worker", boot: str = "b") -> list[fx.Effect]:
         """A commit of member process `name`; everybody folds it."""
+        self.history.at_ms = self.now_ms
         effects = self.history.commit((role, name, boot), *facts)
         self.all_fold()
         return effects
