@@ -1,7 +1,7 @@
 """Where differences are looked for: a hive and its children, members, the catalog, snapshots. Each is a `Source`.
 
 A source reads, and hands values to `core/reconcile`. Another one (a memory's log against its store) is one more class
-here and one more entry in `reconcile.sources`. Must not know what is done about a difference.
+here, and one more entry where `Reconciler` puts them together. Must not know what is done about a difference.
 """
 
 from __future__ import annotations
