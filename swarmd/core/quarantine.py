@@ -96,8 +96,7 @@ class Wards:
                 continue
             fact = self._about_ward(member) if member.quarantined else self._about(member)
             if fact is not None:
-                if not member.quarantined:
-                    self._leaves(member)
+                self._turns(member, 1 if member.quarantined else -1)
                 self._proposed.add(member.id)
                 events.append(Event(member.id.replace("/", ":"), fact))
         return events
@@ -136,14 +135,21 @@ class Wards:
                     _count(crowd, member, agent, 1)
         return crowd
 
-    def _is_apart(self, member: Member) -> bool:
-        return bool(member.quarantined) or member.id in self._proposed
+    def _is_needed(self, member: Member) -> bool:
+        """Whether too few are left of those that do what it offers: others have gone since it was set apart."""
+        return bool(member.capacity) and any(
+            2 * crowd.well < crowd.offering for crowd in map(self._crowd, member.agents)
+        )
 
-    def _leaves(self, member: Member) -> None:
-        """A member is no longer one of those that are well."""
+    def _is_apart(self, member: Member) -> bool:
+        """Also when that is only decided; not when it is to be taken back."""
+        return bool(member.quarantined) != (member.id in self._proposed)
+
+    def _turns(self, member: Member, by: int) -> None:
+        """A member is one more, or one less, of those that are well."""
         for agent, crowd in self._crowds.items():
             if member.capacity and agent in member.agents:
-                _count(crowd, member, agent, -1)
+                _count(crowd, member, agent, by)
 
     def _about_ward(self, member: Member) -> Readmitted | None:
         ended = sum(pace.ended for pace in member.paces.values())
@@ -158,7 +164,7 @@ class Wards:
             ward.interval_ms = PROBE_MS
             ward.next_ms = min(ward.next_ms, self._now_ms + PROBE_MS)
         ward.ended, ward.failing = ended, failing
-        if ended >= PROBES_MIN and failing <= PROBES_FAILING_MAX:
+        if (ended >= PROBES_MIN and failing <= PROBES_FAILING_MAX) or self._is_needed(member):
             return Readmitted(term=self._state.term, member=member.id)
         return None
 

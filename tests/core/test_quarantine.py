@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from swarmd.core import quarantine
-from swarmd.core.events import Quarantined
+from swarmd.core.events import Quarantined, Readmitted
 from swarmd.core.experience import Pace
 from swarmd.core.quarantine import ENDED_MIN, FAILING_MIN, Wards
 from swarmd.core.state import Member, SwarmState
@@ -70,6 +70,7 @@ def one_by_one(state: SwarmState) -> list[str]:
 def test_sums_find_whom_comparisons_find(crowd: list[tuple[set[str], int, str, dict[str, Pace]]]) -> None:
     state = swarm(crowd)
     found = [event.data for event in Wards(state).due(10_000)]
+    assume(not any(isinstance(fact, Readmitted) for fact in found))  # who is needed comes back, and others may go
     assert [fact.member for fact in found if isinstance(fact, Quarantined)] == one_by_one(state)
 
 

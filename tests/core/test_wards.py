@@ -186,6 +186,22 @@ def test_a_quarantined_member_that_is_lost_leaves_nothing() -> None:
     assert made.leader.wards._proposed == set()
 
 
+def test_who_is_set_apart_comes_back_when_the_others_go() -> None:
+    """Better somebody who fails than nobody."""
+    made = ward("v", "w", "x")
+    made.bad = {"x": "a"}
+    made.work(30)
+    assert made.apart() == ["x"]
+    lost = member_of("v")
+    made.write(made.leader, [Event(lost, MemberLost(term=made.leader.state.term, member=lost))])
+    made.work(10)
+    assert made.apart() == ["x"]
+    lost = member_of("w")
+    made.write(made.leader, [Event(lost, MemberLost(term=made.leader.state.term, member=lost))])
+    made.pass_time(600)
+    assert made.apart() == []
+
+
 def test_what_is_quarantined_has_one_probe_at_a_time_and_no_hedge() -> None:
     made = Ward()
     made.start()
