@@ -267,7 +267,7 @@ class Links:
         self._distrust(now_ms)
 
     def renew_all(self, now_ms: int) -> None:
-        """After the broker came back, or a clock went back: everyone gets a full lease."""
+        """After the broker came back: everyone was unheard, so everyone gets a full lease."""
         for link in self._links.values():
             link.detector.excuse(now_ms)
         self._distrust(now_ms)

@@ -414,8 +414,9 @@ class Leader(Commands):
         stall = now_ms - self._ticked_at_ms - self.settings.stall_ms
         if stall > 0:
             self.links.forgive(stall, now_ms)
-        elif now_ms < self._ticked_at_ms:  # the clock went back: by it nobody would be silent for a long time
-            self.links.renew_all(now_ms)
+        elif now_ms < self._ticked_at_ms - self.settings.stall_ms:
+            self.resign()  # the clock went back: nothing that was set by it would come about for a long time
+            return
         self._ticked_at_ms = now_ms
         self.placing.tick(now_ms)
         self._events += self.wards.due(now_ms)

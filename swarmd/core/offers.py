@@ -12,6 +12,7 @@ from swarmd.core.errors import Rejected
 from swarmd.core.ids import check_name
 
 if TYPE_CHECKING:
+    from swarmd.core.events import MemberJoined
     from swarmd.core.state import Member
 
 CAPACITY_MAX: Final = 100_000
@@ -21,7 +22,7 @@ LABEL_CHARS_MAX: Final = 256
 VERSIONS_MAX: Final = 32
 
 
-def nonsense_in(member: Member) -> str:
+def nonsense_in(member: Member | MemberJoined) -> str:
     """What is wrong with the member's offer, and what it may be; "" when it makes sense."""
     if member.capacity > CAPACITY_MAX:
         return f"its capacity is {member.capacity}: at most {CAPACITY_MAX} attempts run at once on a member"

@@ -18,6 +18,7 @@ from swarmd.core import subjects
 from swarmd.core.errors import UNREADABLE, Fault, Rejected
 from swarmd.core.events import Event, Fact, Failed, Failure, MemberJoined, MemberLeft
 from swarmd.core.link import Receiver, read_dispatch
+from swarmd.core.offers import nonsense_in
 from swarmd.core.wire import (
     Beat,
     ChildDone,
@@ -151,8 +152,12 @@ class MemberProcess:
         """Called once the offer is stored: a place to start what else the process does in its group."""
 
     async def _enter(self) -> None:
-        """Join for the first time. Raises `Rejected("cannot_join")` when the log takes nothing from this process."""
+        """Join for the first time. Raises `Rejected`: "bad_offer", or "cannot_join" when the log takes nothing."""
         who = self._who
+        for offer in self.offers():
+            wrong = nonsense_in(offer)
+            if wrong:
+                raise Rejected("bad_offer", f"no swarm gives work to {who.writer}: {wrong}")
         try:
             async with asyncio.timeout(JOIN_MS / 1000):
                 await self.join()

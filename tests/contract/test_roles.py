@@ -19,7 +19,7 @@ from swarmd.core.errors import Rejected
 from swarmd.core.events import Completed, Event, Fact, Failed, MemberJoined, Stepped, Suspended
 from swarmd.core.office import LeaderSettings
 from swarmd.core.state import SwarmState
-from swarmd.core.wire import Dispatch, Heartbeat, Item, Pause, Report, Start, Stop
+from swarmd.core.wire import Beat, Dispatch, Heartbeat, Item, Pause, Report, Start, Stop
 from swarmd.edges.client import Client
 from swarmd.roles.attempt import AgentFailed, AttemptPorts, Child
 from swarmd.roles.member import MemberSettings
@@ -664,3 +664,42 @@ async def test_a_new_version_takes_over_the_steps_of_the_one_it_migrates_from(po
     other = await worker.outcome(Start("t", 2, "w/b/0", "a", msgspec.Raw(b"null"), version="3"))
     assert isinstance(other, Failed)
     assert other.failure.code == "no_version"
+
+
+@pytest.mark.parametrize(
+    ("capacity", "labels", "words"),
+    [
+        (10**12, {}, "at most 100000 attempts"),
+        (1, {"zone": "x" * 1_000_000}, "label 'zone'"),
+        (1, {"": "x"}, "label ''"),
+    ],
+)
+async def test_a_worker_that_offers_nonsense_ends_with_what_is_wrong(
+    capacity: int, labels: dict[str, str], words: str
+) -> None:
+    worker = Worker(MemberSettings("s", "w", "b"), [NodeOffer("n", {}, capacity, labels)], attempt_ports(), FakeBus())
+    with pytest.raises(ExceptionGroup) as ended:
+        await worker.run()
+    assert ended.group_contains(Rejected, match=words)
+
+
+async def test_a_worker_that_drains_leaves_when_the_leader_has_heeded_it() -> None:
+    """What is on its way to it when it withdraws its offer is run; an earlier farewell would not be accepted."""
+    ports = attempt_ports()
+    worker = Worker(MemberSettings("s", "w", "b"), [NodeOffer("n", {}, 1)], ports, FakeBus())
+    bus: Any = ports.bus
+    async with asyncio.TaskGroup() as group, asyncio.timeout(WAIT_S):
+        running = group.create_task(worker.run())
+        await worker.joined.wait()
+        draining = group.create_task(worker.drain(5_000))
+        last = 0
+        while last < 2:  # the withdrawn offer is stored
+            await asyncio.sleep(0.01)
+            last = await ports.reader._log.last_seq()
+        await bus.publish(subjects.beat("s"), msgspec.json.encode(Beat(1, 1, "o")))
+        for _ in range(20):  # turns of the loop: it has heard that
+            await asyncio.sleep(0)
+        assert not draining.done()
+        await bus.publish(subjects.beat("s"), msgspec.json.encode(Beat(1, last, "o")))
+        await draining
+        running.cancel()

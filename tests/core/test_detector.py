@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmd.core.detector import PHI_MAX, WINDOW, Detector, DetectorSettings
+from swarmd.core.events import MemberLost
 from swarmd.core.health import LEASES_MAX, HealthSettings, LinkKey, Links
+from swarmd.core.leader import Leader
+from swarmd.core.office import LeaderSettings
 from swarmd.core.state import Member, SwarmState
 from swarmd.core.wire import Heartbeat
 
@@ -157,3 +160,24 @@ def test_the_highest_phi_is_that_of_the_most_silent_process() -> None:
     assert process.links.phi_max(process.now_ms + 250) == 0.0
     later = process.now_ms + 1_700
     assert process.links.phi_max(later) == process.links.phi(process.member, later) > 3.0
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_a_leader_whose_clock_steps_gives_nobody_up_for_it(hours: int) -> None:
+    """Forwards it has stood still, as far as it can tell; backwards it resigns, and whoever leads next starts anew."""
+    state = SwarmState("s", term=1, leader_writer="o", leader_boot="b")
+    state.members["w/b/0"] = Member("w/b/0", "node", *KEY, ["a"], 1)
+    leader, now_ms = Leader(state, "o", "b", LeaderSettings()), 10**12
+    leader._take_office(now_ms)
+    for _ in range(20):
+        now_ms += 50
+        leader.heartbeat(Heartbeat(*KEY, 1, 0, 0, {}), now_ms)
+        leader.tick(now_ms)
+    leader.decide()
+    now_ms += hours * 3_600_000
+    leader.tick(now_ms)
+    assert leader.leading is (hours > 0)
+    assert leader.decide() == []
+    leader._take_office(now_ms)
+    leader.tick(now_ms + HEALTH.lease_ms)
+    assert not any(isinstance(event.data, MemberLost) for event in leader.decide())

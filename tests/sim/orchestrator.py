@@ -70,6 +70,13 @@ class Orchestrator(Process):
         self._writer: Writer
         self._campaign_at_ms = 0
         self._reading = False
+        #: How far its clock is ahead of everybody else's; it may change at any time.
+        self.ahead_ms = 0
+
+    @property
+    def now_ms(self) -> int:
+        """The time by its own clock."""
+        return self.world.now_ms + self.ahead_ms
 
     def boot(self) -> None:
         swarm, world = self._swarm, self.world
@@ -108,7 +115,7 @@ class Orchestrator(Process):
         for record in log.records[leader.state.seq :]:
             sent = self._writer.sent.get(record.message_id)
             commit = self._swarm.oracle.codec.decode(record) if sent is None else read_back(record, sent)
-            leader.fold(commit, self.world.now_ms)
+            leader.fold(commit, self.now_ms)
             if isinstance(commit, Garbage):
                 continue
             self._writer.seen = max(self._writer.seen, record.seq)
@@ -118,7 +125,7 @@ class Orchestrator(Process):
 
     def _tick(self) -> None:
         self.later(TICK_MS + self.world.chance.randint(0, 10), self._tick)
-        now_ms, leader = self.world.now_ms, self.leader
+        now_ms, leader = self.now_ms, self.leader
         self._hold_lease()
         leader.tick(now_ms)
         if leader.leading:
@@ -131,9 +138,9 @@ class Orchestrator(Process):
     def _probe(self) -> None:
         """The broker tells at once whether anybody listens to a silent process' dispatch."""
         swarm, leader = self._swarm, self.leader
-        for key in leader.links.to_probe(self.world.now_ms):
+        for key in leader.links.to_probe(self.now_ms):
             if not (swarm.log.down or swarm.bus.listens(self, subjects.dispatch(swarm.swarm, *key))):
-                leader.unheard(key, self.world.now_ms)
+                leader.unheard(key, self.now_ms)
 
     def _hold_lease(self) -> None:
         """The lease is a hint: whoever holds it campaigns; the log's term decides."""
@@ -156,11 +163,11 @@ class Orchestrator(Process):
             task_id = ids.intake_id("sim", seq)
             raw = commands.parse_raw(swarm.intake[seq - 1])
             named = raw[0].id if isinstance(raw[0], Submission) else ""
-            leader.intake(seq, named or task_id, raw, self.world.now_ms)
+            leader.intake(seq, named or task_id, raw, self.now_ms)
 
     def _send(self) -> None:
         """Whatever the leader wants stored, dispatched, answered and told."""
-        swarm, leader, now_ms = self._swarm, self.leader, self.world.now_ms
+        swarm, leader, now_ms = self._swarm, self.leader, self.now_ms
         while self._writer.free:
             events = leader.decide()
             if not events:
@@ -230,7 +237,7 @@ class Orchestrator(Process):
         try:
             submissions, packed = commands.parse_submissions(payload)
             submission = commands.check(submissions[0])
-            receipt = leader.submit(submission, submission.id, self.world.now_ms, packed, reply)
+            receipt = leader.submit(submission, submission.id, self.now_ms, packed, reply)
         except (Rejected, Conflict) as error:
             receipt = Receipt(error=Failure(error.code, error.message))
         if receipt is not None:
@@ -288,7 +295,7 @@ class Orchestrator(Process):
 
     def _on_heartbeat(self, payload: bytes, reply: str) -> None:
         if self.leader.leading:
-            self.leader.heartbeat(_beats.decode(payload), self.world.now_ms)
+            self.leader.heartbeat(_beats.decode(payload), self.now_ms)
             self._send()
 
     def _outcome_at(self, task_id: str, place: Place, then: Callable[[Outcome], None]) -> None:

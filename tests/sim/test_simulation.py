@@ -23,6 +23,13 @@ def test_seeds(first: int) -> None:
         simulate(seed)
 
 
+@pytest.mark.parametrize("ahead_ms", [1_500, 5 * 3_600_000])
+def test_seeds_with_orchestrators_whose_clocks_step(ahead_ms: int) -> None:
+    """By seconds and by hours, forwards and back, while they lead: nothing is lost and nothing happens twice."""
+    for seed in range(1, 25):
+        simulate(seed, ahead_ms=ahead_ms)
+
+
 @pytest.mark.parametrize("seed", FOUND)
 def test_found_seed(seed: int) -> None:
     simulate(seed)
