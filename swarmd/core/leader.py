@@ -342,6 +342,9 @@ class Leader(Commands):
             if task.attempts:
                 for item in ended_of(task):
                     self._tell_attempts(task, item)
+                for attempt in task.attempts.values():  # it may have heard only the first parts of it
+                    for part in rest_of(task, attempt):
+                        self.links.send(state.members[attempt.member], part)
         for untold in state.untold:
             buried = tombstone(state, untold.task)
             if buried is not None:
@@ -390,7 +393,7 @@ class Leader(Commands):
 
     def _send_start(self, member: Member, task: Task, attempt: Attempt) -> None:
         self.links.send(member, start_of(self.state, task, attempt))
-        for item in rest_of(task):
+        for item in rest_of(task, attempt):
             self.links.send(member, item)
 
     def _reconcile(self) -> None:

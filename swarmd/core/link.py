@@ -11,7 +11,7 @@ from collections import deque
 import msgspec
 from msgspec import Raw, Struct
 
-from swarmd.core.wire import ChildrenDone, Dispatch, Item, Start
+from swarmd.core.wire import ChildrenDone, Dispatch, Item, Rest, Start
 
 #: A batch ends at about so many bytes, well under what a broker carries in one message.
 BATCH_BYTES_MAX = 512 * 1024
@@ -103,6 +103,8 @@ def _weight(item: Item) -> int:
     """About how many bytes an item takes in a batch."""
     if isinstance(item, ChildrenDone):
         return 100 + 30 * len(item.places)
+    if isinstance(item, Rest):
+        return 100 + 30 * (len(item.steps) + len(item.done))
     if not isinstance(item, Start):
         return 300
     return (

@@ -11,14 +11,14 @@ from swarmd.core.errors import Conflict, Rejected
 from swarmd.core.events import Limit, Schedule
 from swarmd.core.health import HealthSettings
 from swarmd.core.keys import KeyPolicy
-from swarmd.core.kin import PLAIN_MAX, TOLD_MAX, runs, verdicts
+from swarmd.core.kin import PLAIN_MAX, TOLD_MAX, Run, Verdict, runs, verdicts
 from swarmd.core.placement import TenantPolicy
 from swarmd.core.policies import PlacementSettings
 from swarmd.core.state import Attempt, Limits, SwarmState, Task, Tombstone
-from swarmd.core.wire import ChildDone, ChildrenDone, Item, Start
+from swarmd.core.wire import ChildDone, ChildrenDone, Item, Rest, Start
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 #: Left out of what is sent, as any plain empty dictionary is; nobody writes into it.
 _NO_ENTRIES: Final[dict[str, Any]] = {}
@@ -63,9 +63,11 @@ class OwedOutcome(Struct, frozen=True):
 
 
 def start_of(state: SwarmState, task: Task, attempt: Attempt) -> Start:
-    """What a member needs to run this attempt; of very many children `rest_of` has the rest."""
+    """What a member needs to run this attempt; of very many steps and children `rest_of` has the rest."""
     held = attempt.held
-    many_steps, many_children = len(attempt.journal) > PLAIN_MAX, len(task.children) > PLAIN_MAX
+    many = len(attempt.journal) > PLAIN_MAX or len(task.children) > PLAIN_MAX
+    steps, done = _packed(task, attempt) if many else ((), ())
+    more = len(steps) + len(done) > TOLD_MAX
     return Start(
         task.id,
         attempt.epoch,
@@ -73,8 +75,8 @@ def start_of(state: SwarmState, task: Task, attempt: Attempt) -> Start:
         task.agent,
         task.input,
         task.input_blob,
-        () if many_steps else list(attempt.journal.values()),
-        _NO_ENTRIES if many_children else task.children or _NO_ENTRIES,
+        () if many else list(attempt.journal.values()),
+        _NO_ENTRIES if many else task.children or _NO_ENTRIES,
         task.deadline_at_ms,
         held.total() if held is not None else NO_LIMIT,
         task.tenant,
@@ -83,17 +85,28 @@ def start_of(state: SwarmState, task: Task, attempt: Attempt) -> Start:
         {key: wait.resolved for key, wait in task.awaited.items() if wait.resolved} if task.awaited else {},
         task.told,
         task.version,
-        runs(attempt.journal.values()) if many_steps else (),
-        verdicts(task.children.items())[:TOLD_MAX] if many_children else (),
+        () if more else steps,
+        () if more else done,
+        more,
     )
 
 
-def rest_of(task: Task) -> Iterator[ChildrenDone]:
-    """The verdicts of children that `start_of` has no room for."""
-    if len(task.children) > TOLD_MAX:
-        told = verdicts(task.children.items())
-        for first in range(TOLD_MAX, len(told), TOLD_MAX):
-            yield ChildrenDone(task.id, told[first : first + TOLD_MAX])
+def _packed(task: Task, attempt: Attempt) -> tuple[Sequence[Run], Sequence[Verdict]]:
+    return runs(attempt.journal.values()), verdicts(task.children.items())
+
+
+def rest_of(task: Task, attempt: Attempt) -> Iterator[Rest]:
+    """What `start_of` has no room for, in items that each fit into a message."""
+    if len(attempt.journal) + len(task.children) <= TOLD_MAX:
+        return
+    steps, done = _packed(task, attempt)
+    if len(steps) + len(done) <= TOLD_MAX:
+        return
+    parts = [Rest(task.id, attempt.epoch, steps=steps[n : n + TOLD_MAX]) for n in range(0, len(steps), TOLD_MAX)]
+    parts += [Rest(task.id, attempt.epoch, done=done[n : n + TOLD_MAX]) for n in range(0, len(done), TOLD_MAX)]
+    for n, part in enumerate(parts):
+        part.n, part.last = n, n == len(parts) - 1
+        yield part
 
 
 def ended_of(task: Task) -> Iterator[Item]:

@@ -409,7 +409,7 @@ class Start(Struct, omit_defaults=True, tag_field="op", tag="start"):
 
     A task of more than a thousand steps has them as runs in `steps` (sequence, index, how many from there on) instead
     of `journal`; one of more than a thousand children has the verdicts of those that have one in `done` (number,
-    sequence, index) instead of `children`, and what does not fit there in `children_done` items that follow.
+    sequence, index) instead of `children`. With `more` both follow in `rest` items: it begins when the last is there.
 
     Read them before resuming. `grant` is what it may spend before it asks for more.
     """
@@ -432,6 +432,18 @@ class Start(Struct, omit_defaults=True, tag_field="op", tag="start"):
     version: str = "1"
     steps: Sequence[tuple[int, int, int]] = ()
     done: Sequence[tuple[int, int, int]] = ()
+    more: bool = False
+
+
+class Rest(Struct, omit_defaults=True, tag_field="op", tag="rest"):
+    """More of the `start` of this attempt, part `n` from 0 on: further `steps` and `done`, up to the `last`."""
+
+    task: str
+    epoch: int
+    n: int = 0
+    steps: Sequence[tuple[int, int, int]] = ()
+    done: Sequence[tuple[int, int, int]] = ()
+    last: bool = False
 
 
 class Stop(Struct, tag_field="op", tag="stop"):
@@ -509,7 +521,19 @@ class Rejoin(Struct, tag_field="op", tag="rejoin"):
 
 
 Item = (
-    Start | Stop | ChildDone | ChildrenDone | WaitDone | Instruct | Grant | Pause | Recall | Replaced | Report | Rejoin
+    Start
+    | Rest
+    | Stop
+    | ChildDone
+    | ChildrenDone
+    | WaitDone
+    | Instruct
+    | Grant
+    | Pause
+    | Recall
+    | Replaced
+    | Report
+    | Rejoin
 )
 
 

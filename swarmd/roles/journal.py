@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 
     from swarmd.core.events import Spending
     from swarmd.core.state import Place
-    from swarmd.core.wire import Grant, Start
+    from swarmd.core.wire import Grant, Rest, Start
 
 #: How long a wait keeps its slot before it gives it back and goes on suspended.
 GRACE_MS: Final = 250
+#: How long an attempt waits for the parts of its beginning that its start had no room for.
+WHOLE_MS: Final = 30_000
 #: How often the other branches of an agent get a turn before a step that is not recorded is held to be another, and
 #: before an attempt in which no step is in flight is held to have nothing to do.
 TURNS: Final = 5
@@ -73,6 +75,8 @@ class Journal:
         self._in_flight: dict[str, None] = {}
         self._parked: dict[str, int] = {}
         self._waiting: tuple[list[list[str]], ...] = ()
+        self._steps: Sequence[kin.Run] = start.steps
+        self._complete = False
         self._seats: asyncio.Semaphore | None = None
         self._changed: asyncio.Event | None = None  # something is resolved, a step has ended, or the attempt is over
         self._over = self._suspending = self._pause_wanted = False
@@ -87,7 +91,9 @@ class Journal:
     async def load(self) -> Any:
         """Read the input and the recorded steps; return the input."""
         self._main = _line()[-1]
-        places = self._start.journal or list(kin.places(self._start.steps))
+        if self._start.more:
+            await self._whole()
+        places = self._start.journal or list(kin.places(self._steps))
         if places:
             commits = await self._ports.reader.commits(seq for seq, _ in places)
             for seq, index in places:
@@ -97,6 +103,26 @@ class Journal:
                     raise Fault("journal_unreadable", f"sequence {seq} holds no step at {index}")
                 self._note_recorded(event.data)
         return await self._value(self._start.input, self._start.input_blob)
+
+    async def _whole(self) -> None:
+        """Wait for what the start had no room for."""
+        try:
+            async with asyncio.timeout(WHOLE_MS / 1000):
+                await self._until(lambda: self._complete)
+        except TimeoutError:
+            why = f"what it begins with did not come within {WHOLE_MS // 1000} s"
+            raise Fault("start_incomplete", why) from None
+
+    def rest(self, part: Rest) -> None:
+        """The leader says more of what this attempt begins with; a new leader says it all again."""
+        if part.epoch != self.epoch or self._complete or not self._start.more:
+            return
+        if part.n == 0:
+            self._steps = []
+        self._steps = [*self._steps, *part.steps]
+        self.children_done(part.done)
+        self._complete = part.last
+        self._stir()
 
     def _note_recorded(self, step: Recorded) -> None:
         """Keep a recorded step under the key that the agent's present version gives to it."""

@@ -31,6 +31,7 @@ from swarmd.core.wire import (
     Rejoin,
     Replaced,
     Report,
+    Rest,
     Start,
     Stop,
     WaitDone,
@@ -123,7 +124,7 @@ class MemberProcess:
     def child_done(self, item: ChildDone) -> None:
         """A child of a running attempt has its verdict."""
 
-    def tell(self, item: ChildrenDone | WaitDone | Instruct | Pause | Grant) -> None:
+    def tell(self, item: Rest | ChildrenDone | WaitDone | Instruct | Pause | Grant) -> None:
         """Something for a running attempt."""
 
     # --- life ---
@@ -236,7 +237,7 @@ class MemberProcess:
                     self.stop((task, epoch))
                 case ChildDone():
                     soon(self.child_done, item)
-                case ChildrenDone() | WaitDone() | Instruct() | Pause() | Grant():
+                case Rest() | ChildrenDone() | WaitDone() | Instruct() | Pause() | Grant():
                     soon(self.tell, item)
                 case Recall(task, epoch):
                     self.recall((task, epoch))

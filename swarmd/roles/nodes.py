@@ -38,7 +38,7 @@ class Host(Protocol):
         """What a node does now, with its attempts by name if `listed`."""
         ...
 
-    async def rest(self, node: str, resting: bool) -> None:
+    async def relieve(self, node: str, resting: bool) -> None:
         """The node takes no new work, or does so again; returns once its offer is stored. Raises `Rejected`."""
         ...
 
@@ -76,7 +76,7 @@ class NodeSubjects:
         try:
             if verb in ("drain", "resume"):
                 async with asyncio.timeout(OFFER_MS / 1000):
-                    await self._host.rest(node, verb == "drain")
+                    await self._host.relieve(node, verb == "drain")
             answer: NodeStatus | Receipt = self._host.node_status(node, verb == "status")
         except Rejected as error:
             answer = Receipt(error=Failure(error.code, error.message))

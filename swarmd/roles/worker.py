@@ -14,7 +14,7 @@ from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import Completed, Event, Fact, Failed, MemberJoined, Returned, Spending, Suspended
 from swarmd.core.ids import node_member
 from swarmd.core.state import FIRST_VERSION
-from swarmd.core.wire import ChildrenDone, Grant, Instruct, NodeAttempt, NodeStatus, Pause, WaitDone
+from swarmd.core.wire import ChildrenDone, Grant, Instruct, NodeAttempt, NodeStatus, Pause, Rest, WaitDone
 from swarmd.roles.attempt import AgentFailed, AttemptPorts
 from swarmd.roles.context import Context
 from swarmd.roles.member import MemberPorts, MemberProcess, MemberSettings, failed
@@ -113,7 +113,7 @@ class Worker(MemberProcess):
             running[:LISTED_MAX],
         )
 
-    async def rest(self, node: str, resting: bool) -> None:
+    async def relieve(self, node: str, resting: bool) -> None:
         """Offer no slot of this node, or all of them again. Raises `Rejected("draining" | "log_full")`."""
         if self._draining:
             raise Rejected("draining", "this worker is ending: all of its nodes take no new work")
@@ -134,12 +134,14 @@ class Worker(MemberProcess):
         if context is not None:
             context.resolve(item.child, item.place)
 
-    def tell(self, item: ChildrenDone | WaitDone | Instruct | Pause | Grant) -> None:
+    def tell(self, item: Rest | ChildrenDone | WaitDone | Instruct | Pause | Grant) -> None:
         """Tell the attempt that it is for."""
         context = self._contexts.get(item.task)
         match item:
             case _ if context is None:
                 return
+            case Rest():
+                context.rest(item)
             case ChildrenDone(_, verdicts):
                 context.children_done(verdicts)
             case WaitDone(_, key, place):
@@ -190,7 +192,7 @@ class Worker(MemberProcess):
         finally:
             if self._contexts.get(start.task) is context:  # not that of a newer epoch
                 del self._contexts[start.task], self._begun[start.task]
-            if start.journal or start.steps:
+            if start.journal or start.steps or start.more:
                 self.resumed += 1
                 self.replayed += context.replayed
                 self.replayed_model_calls += context.replayed_model_calls

@@ -15,7 +15,7 @@ from swarmd.core.codec import Codec, Commit
 from swarmd.core.errors import Fault
 from swarmd.core.events import Completed, Event, Fact, Failed, Resolved, Sent, Suspended
 from swarmd.core.turns import ModelReply, ModelRequest, ToolSpec
-from swarmd.core.wire import Start
+from swarmd.core.wire import Rest, Start
 from swarmd.ports import ToolPolicy
 from swarmd.roles.attempt import AgentFailed, AttemptPorts, Child
 from swarmd.roles.family import SPAWNS_MAX
@@ -290,6 +290,18 @@ async def test_thousands_of_children_in_one_breath_leave_the_loop_to_others(life
     start.done = [(n + 1, receipt.seq, 0) for n, receipt in enumerate(receipts)]
     assert len(start.steps) < 100
     assert output(await life.worker.outcome(start)) == list(range(1_500))
+    late = Start("t", 3, "w/b/0", "a", Raw(b"null"), more=True)
+    async with asyncio.TaskGroup() as group:
+        resumed = group.create_task(life.worker.outcome(late))
+        await asyncio.sleep(0)
+        for part in (  # a leader that says the first part only, and its successor
+            Rest("t", 3, 0, start.steps[:5], start.done[:700]),
+            Rest("t", 2, 0, start.steps, start.done, True),
+            Rest("t", 3, 0, start.steps, start.done[:700]),
+            Rest("t", 3, 1, (), start.done[700:], True),
+        ):
+            life.worker.tell(part)
+    assert output(resumed.result()) == list(range(1_500))
 
 
 # --- code that was changed meanwhile ---------------------------------------------------------------
