@@ -1,4 +1,4 @@
-"""`python -m tests.sim --seed N [--seeds M] [--break epoch|lease|dedup|stored|wait|recall] [--trace]`."""
+"""`python -m tests.sim --seed N [--seeds M] [--break RULE] [--trace]`."""
 
 from __future__ import annotations
 

@@ -32,11 +32,12 @@ from swarmd.core.events import (
 from swarmd.core.evolve import apply
 from swarmd.core.state import TERMINAL, Place, SwarmState
 from swarmd.core.wait_facts import is_resolved
-from tests.sim import books
+from tests.sim import books, shares
 
 if TYPE_CHECKING:
     from swarmd.core.events import Schedule
     from swarmd.core.leader import Leader
+    from swarmd.core.office import LeaderSettings
     from swarmd.core.state import Planned, Task
     from swarmd.core.wire import Outcome, Receipt, Start
 
@@ -51,8 +52,10 @@ class Violation(AssertionError):
 class Oracle:
     """The fold of everything stored, at the moment it is stored, and the books kept beside it."""
 
-    def __init__(self, swarm: str) -> None:
+    def __init__(self, swarm: str, settings: LeaderSettings) -> None:
         self.state = SwarmState(swarm)
+        self.settings = settings
+        self.hedged = self.apart = 0
         self.codec = Codec()
         self.accepted: set[str] = set()
         self.verdicts: dict[str, list[tuple[str, Place]]] = {}
@@ -83,7 +86,9 @@ class Oracle:
         before = books.promised(state)
         refused: list[int] = []
         effects = apply(state, commit, refused)
-        unsound = (books.wrong(state, commit, before) or books.over(state)) if state.accounts or before else ""
+        unsound = shares.wrong(state, self.settings)
+        if state.accounts or before:
+            unsound = unsound or books.wrong(state, commit, before) or books.over(state)
         if unsound:
             raise Violation(f"{record.seq}: {unsound}")
         key = (f"{commit.role}/{commit.writer}", commit.boot, commit.n)
@@ -128,11 +133,15 @@ class Oracle:
                     if (task.id, attempt.epoch) in self.assigned:
                         raise Violation(f"{task.id} was assigned twice at epoch {attempt.epoch}")
                     self.assigned[task.id, attempt.epoch] = (attempt.member, frozenset(attempt.journal))
+                    if attempt.epoch in task.attempts:
+                        self._check_start(task)
                     member = self.state.members.get(attempt.member)
                     if member and len(member.running) > self.capacity_max.get(member.id, 0):
                         raise Violation(f"{member.id} runs {len(member.running)} attempts, over its capacity")
                 case fx.Offered(member, _):
                     self.capacity_max[member.id] = max(self.capacity_max.get(member.id, 0), member.capacity)
+                case fx.Judged(member):
+                    self.apart += bool(member.quarantined)
                 case fx.Refusal(subject):
                     self.refused[subject] += 1
                 case fx.Ended():
@@ -142,6 +151,12 @@ class Oracle:
         for event in commit.events:
             if isinstance(event, Event) and isinstance(event.data, Redriven) and event.subject in self.state.tasks:
                 self.redriven[event.subject] += 1
+
+    def _check_start(self, task: Task) -> None:
+        self.hedged += len(task.attempts) > 1
+        unsound = shares.wrong_start(self.state, task)
+        if unsound:
+            raise Violation(unsound)
 
     def _check_verdict(self, commit: Commit, ended: fx.Ended, live: dict[str, frozenset[int]]) -> None:
         task_id = ended.task.id
@@ -239,7 +254,8 @@ class Oracle:
     @staticmethod
     def check_overlays(leader: Leader) -> None:
         """With nothing left to do, a leader must not hold back anything for decisions that are not folded."""
-        left = [leader.door.proposed, leader.door.again, leader.door.events, leader.placing.overlays]
+        left: list[object] = [leader.door.proposed, leader.door.again, leader.door.events, leader.placing.overlays]
+        left += shares.left_over(leader)
         if any(left) or len(leader.placing):
             raise Violation(f"overlays of {leader.writer} never ended: {left}, {len(leader.placing)} waiting")
 

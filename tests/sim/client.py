@@ -10,7 +10,7 @@ from msgspec import UNSET, Raw, Struct
 
 from swarmd.core import ids, subjects
 from swarmd.core.events import Budget, RetryPolicy
-from swarmd.core.wire import Outcome, Receipt, Submission, TaskQuery
+from swarmd.core.wire import Feedback, Outcome, Receipt, Submission, TaskQuery
 from tests.sim import script as scripts
 from tests.sim.world import Process
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.sim.orchestrator import Swarm
 
 #: Errors after which the same request may well succeed.
-PASSING = frozenset({"not_leader", "swarm_full", "store_full"})
+PASSING = frozenset({"not_leader", "swarm_full", "store_full", "tenant_full"})
 
 
 class Wish(Struct):
@@ -57,6 +57,9 @@ class Client(Process):
             submission.budget = Budget(tokens=5 + 7 * (n % 5), steps=3 + n % 7)
         if n % 3 == 0:
             submission.tenant = "acme"
+        elif not script.children and chance.random() < 0.4:
+            submission.tenant = "small"
+        submission.concurrency_key = chance.choice(("", "", "", "one", "pair-a", "rate")) if not script.children else ""
         if chance.random() < 0.1:
             submission.timeout_ms = chance.randint(200, 3_000)
         if chance.random() < 0.1:
@@ -119,6 +122,8 @@ class Client(Process):
             if outcome.final and not self.settled(wish):  # an older outcome may arrive late
                 wish.accepted = True
                 wish.outcome = outcome.state
+                judged = Feedback(outcome.task, self.world.chance.choice((-1.0, 0.5, 1.0)), "seen", self.name)
+                self._request("feedback", msgspec.json.encode(judged), "")
 
         return receive
 

@@ -128,6 +128,9 @@ class Run:
                 fact = Spawned(
                     epoch=self.start.epoch, key=f"spawn{n}", n=n, agent=child.agent, input=Raw(scripts.encode(child))
                 )
+                fact.rank_ms = child.steps * child.ms
+                if not child.children:  # whoever waits in its slot for a child must not hold the child's key
+                    fact.concurrency_key = ("", "leaf")[n % 2]
                 self._record(fact, f"spawn{n}")
                 return
         names = [ids.child_id(task, n) for n in range(len(script.children))]
@@ -186,7 +189,9 @@ class Run:
 
     def _finish(self) -> None:
         epoch, chance = self.start.epoch, self.worker.world.chance
-        if self.script.fail == "doom":
+        if self.worker.is_sick and self.worker.world.faults.sick_workers and chance.random() < 0.9:
+            self._report(Failed(epoch=epoch, failure=Failure("sick", "it is this member")))
+        elif self.script.fail == "doom":
             self._report(Failed(epoch=epoch, failure=Failure("doomed", "as scripted"), retryable=False))
         elif self.script.fail == "retry" and chance.random() < 0.6:
             self._report(Failed(epoch=epoch, failure=Failure("flaky", "as scripted")))
@@ -196,7 +201,10 @@ class Run:
     def _execute(self, key: str) -> None:
         self.busy = True
         self.worker.swarm.oracle.executing(self.start.task, self.start.epoch, key)
-        self.worker.later(self.script.ms, lambda: self._executed(key))
+        slow = self.worker.slow if self.worker.world.faults.slow_workers else 1
+        if self.script.late and self.start.epoch == 1:
+            slow *= 20
+        self.worker.later(self.script.ms * slow, lambda: self._executed(key))
 
     def _executed(self, key: str) -> None:
         if not self.stopped:
@@ -233,6 +241,8 @@ class Worker(Process):
         self._list_wanted = False
         self._boot = ""
         self._eager = self.world.chance.random() < 0.5  #: stops everything itself when asked to join again
+        self.slow = self.world.chance.choice((1, 1, 4))
+        self.is_sick = self.world.chance.random() < 0.3
 
     def boot(self) -> None:
         self._boot = f"{self.world.bits(64):016x}"
@@ -250,8 +260,9 @@ class Worker(Process):
         return [ids.node_member(self.name, self._boot, n) for n in range(NODES)]
 
     def offer(self, member: str) -> MemberJoined:
-        agents = ["work", "parent"] if not member.endswith("/1") else ["work"]
-        return MemberJoined(member=member, kind="node", agents=agents, capacity=0 if self.draining else CAPACITY)
+        agents = ["work", "race", "parent"] if not member.endswith("/1") else ["work", "race"]
+        capacity = 0 if self.draining else CAPACITY
+        return MemberJoined(member=member, kind="node", agents=agents, capacity=capacity, idempotent=["race", "parent"])
 
     def join(self) -> None:
         """Offer (or withdraw) every member."""

@@ -15,7 +15,18 @@ from swarmd.core.leader import Leader
 from swarmd.core.office import LeaderSettings, start_of
 from swarmd.core.outcomes import outcome_at
 from swarmd.core.state import Attempt, Limits, Place, SwarmState
-from swarmd.core.wire import Answered, Beat, Heartbeat, Instruction, Outcome, Receipt, Signal, Submission, TaskQuery
+from swarmd.core.wire import (
+    Answered,
+    Beat,
+    Feedback,
+    Heartbeat,
+    Instruction,
+    Outcome,
+    Receipt,
+    Signal,
+    Submission,
+    TaskQuery,
+)
 from swarmd.cron import Cron
 from tests.sim.bus import Bus
 from tests.sim.checks import Oracle
@@ -52,7 +63,7 @@ class Swarm:
     def __init__(self, world: World, settings: Settings) -> None:
         self.world, self.settings = world, settings
         self.swarm = settings.swarm
-        self.oracle = Oracle(settings.swarm)
+        self.oracle = Oracle(settings.swarm, settings.leader)
         self.log = SimLog(world, settings.swarm, self.oracle.stored)
         self.bus = Bus(world)
         self.intake: list[bytes] = []
@@ -97,6 +108,7 @@ class Orchestrator(Process):
             (subjects.ctl(swarm.swarm, "redrive"), self._on_redrive),
             (subjects.ctl(swarm.swarm, "answer"), self._on_answer),
             (subjects.ctl(swarm.swarm, "signal"), self._on_signal),
+            (subjects.ctl(swarm.swarm, "feedback"), self._on_feedback),
             *((subjects.ctl(swarm.swarm, verb), self._on_instruction) for verb in ("tell", "pause", "resume")),
             ("health", self._on_heartbeat),
         ]
@@ -278,6 +290,13 @@ class Orchestrator(Process):
         signal = msgspec.json.decode(payload, type=Signal)
         fact = Signalled(term=self.leader.state.term, name=signal.name, value=signal.value, task=signal.task)
         self._propose(self._swarm.swarm, fact)
+
+    def _on_feedback(self, payload: bytes, reply: str) -> None:
+        try:
+            self.leader.rate(msgspec.json.decode(payload, type=Feedback))
+        except Rejected:
+            return
+        self._send()
 
     def _on_instruction(self, payload: bytes, reply: str) -> None:
         wanted, term = msgspec.json.decode(payload, type=Instruction), self.leader.state.term

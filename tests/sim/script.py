@@ -21,6 +21,7 @@ class Script(Struct, omit_defaults=True):
     ms: int = 20
     fail: str = ""  #: "", "retry" (by chance, retryable) or "doom"
     hot: bool = False  #: wait in the slot instead of suspending
+    late: bool = False  #: the first attempt takes much longer than the others
     first: bool = False  #: go on with the first child that ends, and cancel the others
     acts: list[str] = field(default_factory=list)
     agent: str = "work"
@@ -58,6 +59,9 @@ def draw(chance: Random, depth: int = 0) -> Script:
     elif kind < 0.85:
         script.acts = [chance.choice(ACTS) for _ in range(chance.randint(1, 4))]
         script.hot = chance.random() < 0.3
+    script.late = chance.random() < 0.25
+    if script.agent == "work" and chance.random() < 0.6:
+        script.agent = "race"
     return script
 
 

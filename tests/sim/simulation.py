@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from msgspec import Raw
 
-from swarmd.core import commits, snapshot
+from swarmd.core import commits, hedging, policies, quarantine, snapshot
 from swarmd.core.codec import Packer, message_id
 from swarmd.core.events import TYPES, Completed, Elected, Event, Fact, Limit, Schedule
+from swarmd.core.keys import KeyPolicy
 from swarmd.core.office import LeaderSettings
+from swarmd.core.placement import TenantPolicy
+from swarmd.core.policies import PlacementSettings
 from tests.sim import script as scripts
 from tests.sim.breaks import broken
 from tests.sim.checks import Violation
@@ -20,6 +25,9 @@ from tests.sim.member import Worker
 from tests.sim.orchestrator import Orchestrator, Settings, Swarm, limits
 from tests.sim.people import Person
 from tests.sim.world import EPOCH_MS, Process, World
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: Once faults stop, everything must have ended within this much virtual time.
 CONVERGE_MS = 60_000
@@ -53,6 +61,11 @@ class Simulation:
             stall_ms=200,
             budgets=LIMITS[seed % 4],
             schedules=self._schedules(),
+            placement=PlacementSettings(
+                hedge_share=chance.choice((0.0, 0.5, 1.0, 1.0)), hedge_quantile=0.6, ageing_ms=100
+            ),
+            tenants={"acme": TenantPolicy(weight=0.5), "small": TenantPolicy(slots_max=2, live_max=4)},
+            keys={"pair-*": KeyPolicy(2), "rate": KeyPolicy(3, per_minute=600), "leaf": KeyPolicy(4)},
         )
         self.swarm = Swarm(world, Settings("sim", settings, broken))
         self.leaders = [Orchestrator(self.swarm, f"lead{n}") for n in range(chance.randint(2, 3))]
@@ -317,6 +330,21 @@ class Simulation:
                     raise Violation(f"{wish.submission.id} was promised to {client.name} and lost")
 
 
+@contextmanager
+def hasty() -> Iterator[None]:
+    """A few runs are enough to learn from, so that short histories have hedges and quarantines too."""
+    wanted = [(hedging, "RUNS_MIN", 3), (policies, "RUNS_MIN", 4), (quarantine, "ENDED_MIN", 2)]
+    wanted += [(quarantine, "LOOK_MS", 80), (quarantine, "PROBE_MS", 200), (quarantine, "PROBES_MIN", 1)]
+    usual = [(where, name, getattr(where, name)) for where, name, _ in wanted]
+    try:
+        for where, name, value in wanted:
+            setattr(where, name, value)
+        yield
+    finally:
+        for where, name, value in usual:
+            setattr(where, name, value)
+
+
 def simulate(seed: int, break_: str = "", ahead_ms: int = 0) -> Simulation:
     """Run one seed, with one rule of the core broken on wish. Raises `Violation` with how to repeat it.
 
@@ -324,7 +352,7 @@ def simulate(seed: int, break_: str = "", ahead_ms: int = 0) -> Simulation:
     """
     simulation = Simulation(seed, break_, ahead_ms)
     horizon = (commits.HORIZON, commits.SWEEP_EVERY)
-    with broken(break_):
+    with broken(break_), hasty():
         if simulation.world.faults.short_horizon:
             commits.HORIZON, commits.SWEEP_EVERY = SHORT_HORIZON, 64  # type: ignore[misc]
         try:

@@ -44,7 +44,7 @@ def test_one_seed_is_one_history() -> None:
 def test_the_faults_really_strike() -> None:
     """A simulation in which nothing happens proves nothing: over some seeds every kind of refusal is seen."""
     ignored: set[str] = set()
-    takeovers = executions = results = 0
+    takeovers = executions = results = hedged = apart = 0
     for seed in range(1, 121):
         simulation = simulate(seed)
         counters = simulation.swarm.oracle.state.counters
@@ -52,6 +52,8 @@ def test_the_faults_really_strike() -> None:
         takeovers += simulation.swarm.oracle.state.term > 1
         executions += simulation.swarm.oracle.executions
         results += len(simulation.swarm.oracle.results)
+        hedged += simulation.swarm.oracle.hedged
+        apart += simulation.swarm.oracle.apart
         assert counters.submitted >= 4
     assert ignored >= {
         "repeated",
@@ -68,3 +70,5 @@ def test_the_faults_really_strike() -> None:
     assert takeovers > 30
     assert executions > 1500
     assert results > 500
+    assert hedged > 50
+    assert apart > 10

@@ -1,4 +1,4 @@
-"""The simulation notices a broken rule: each of six is broken in turn, and some seed must fail for it."""
+"""The simulation notices a broken rule: each of them is broken in turn, and some seed must fail for it."""
 
 from __future__ import annotations
 

@@ -41,6 +41,8 @@ class Faults(Struct):
     full_log: bool = False
     intake: bool = False
     busy_children: bool = False
+    slow_workers: bool = False
+    sick_workers: bool = False
 
     @staticmethod
     def of(chance: Random) -> Faults:
