@@ -22,6 +22,7 @@ from swarmd.config.tables import (
     BrokerTable,
     BudgetTable,
     DataTable,
+    HealthTable,
     HiveTable,
     KeyTable,
     LimitsTable,
@@ -57,6 +58,7 @@ __all__ = [
     "BrokerTable",
     "BudgetTable",
     "DataTable",
+    "HealthTable",
     "HiveTable",
     "KeyTable",
     "LimitsTable",
@@ -107,6 +109,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     limits: LimitsTable = LimitsTable()
     budget: BudgetTable = BudgetTable()
     tenant: dict[str, TenantTable] = field(default_factory=dict)
+    health: HealthTable = HealthTable()
     placement: PlacementTable = PlacementTable()
     key: dict[str, KeyTable] = field(default_factory=dict)
     swarm: dict[str, SwarmTable] = field(default_factory=dict)
@@ -179,6 +182,7 @@ SECTIONS: Final[dict[str, type[Struct]]] = {
     "memory": MemoryTable,
     "observer": ObserverTable,
     "limits": LimitsTable,
+    "health": HealthTable,
     "placement": PlacementTable,
     "budget": BudgetTable,
 }

@@ -34,6 +34,8 @@ def check(settings: Settings, where: str) -> None:
             raise Rejected(
                 "bad_config", f'{where}: price {name!r} must be called by its model: [price."provider:model"]'
             )
+    if settings.health.gone_ms > settings.health.lease_ms:
+        raise Rejected("bad_config", f"{where}: [health] gone_ms is more than lease_ms: it would never count")
     _check_workers(settings, where)
     _check_tools(settings, where)
     _check_budgets(settings, where)

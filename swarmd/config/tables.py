@@ -214,6 +214,14 @@ class LimitsTable(Struct, frozen=True, forbid_unknown_fields=True):
     replicas: typing.Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
 
 
+class HealthTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """When the leader of each swarm gives a process of members up. Heartbeats come each 250 ms."""
+
+    lease_ms: typing.Annotated[int, msgspec.Meta(ge=1_000, le=600_000)] = 2_000
+    gone_ms: typing.Annotated[int, msgspec.Meta(ge=500, le=600_000)] = 700
+    phi: typing.Annotated[float, msgspec.Meta(ge=1, le=100)] = 8.0
+
+
 class BudgetTable(Struct, frozen=True, forbid_unknown_fields=True):
     """What a swarm or a tenant may spend; what is left out has no limit. Each swarm of a file counts by itself."""
 

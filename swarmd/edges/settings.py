@@ -210,6 +210,9 @@ def leader_settings(settings: Settings, swarm: str) -> LeaderSettings:
             raise Rejected(error.code, f"schedule {name}: {error.message}") from None
     return LeaderSettings(
         bounds,
+        lease_ms=settings.health.lease_ms,
+        gone_ms=settings.health.gone_ms,
+        phi_lost=settings.health.phi,
         budgets=settings.budgets,
         schedules=schedules,
         placement=settings.placement.settings(),
