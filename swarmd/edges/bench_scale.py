@@ -155,7 +155,7 @@ async def _measured(fleet: Fleet, args: argparse.Namespace) -> dict[str, Any]:
     found["asked"] = await _ask_nodes(fleet)
     names = fleet.shape.children()
     for macro, sections in (("direct", None), ("sections", names or [""] * args.swarms)):
-        runs = [await _macro(fleet, args.tasks, sections, found["idle_cpu_share_of"]) for _ in range(args.repeat)]
+        runs = [await _macro(fleet, args.tasks, sections) for _ in range(args.repeat)]
         found[macro] = sorted(runs, key=lambda run: float(run["took_s"]))[len(runs) // 2]
         found[macro]["rates"] = [run["tasks_per_s"] for run in runs]
         progress(f"  {macro}: {found[macro]['tasks_per_s']:,} sub-tasks/s; busiest {found[macro]['busiest'][0]}")
@@ -196,8 +196,8 @@ async def _ask_nodes(fleet: Fleet) -> dict[str, Any]:
     return {"nodes": len(nodes), "mean_ms": round((perf_counter() - started) / len(nodes) * 1000, 2)}
 
 
-async def _macro(fleet: Fleet, tasks: int, sections: list[str] | None, idle: dict[str, float]) -> dict[str, Any]:
-    """One task that has `tasks` sub-tasks, itself or through one section for each swarm; `idle` costs it nothing."""
+async def _macro(fleet: Fleet, tasks: int, sections: list[str] | None) -> dict[str, Any]:
+    """One task that has `tasks` sub-tasks, itself or through one section for each swarm."""
     wanted: dict[str, Any] = {"count": tasks}
     if sections is not None:
         wanted["sections"] = sections
@@ -212,7 +212,6 @@ async def _macro(fleet: Fleet, tasks: int, sections: list[str] | None, idle: dic
     if total != tasks * (tasks - 1) // 2:
         raise Fault("bench", f"the macro-task of {tasks} gathered {total}")
     used, (size_after, commits_after) = _difference(before, fleet.cpu()), await fleet.logs()
-    net = {kind: max(0.0, spent - idle[kind] * took_s) for kind, spent in _by_kind(used, 1).items()}
     busiest = sorted(used.items(), key=lambda entry: -entry[1])[:5]
     return {
         "tasks_per_s": round(tasks / took_s),
@@ -220,7 +219,7 @@ async def _macro(fleet: Fleet, tasks: int, sections: list[str] | None, idle: dic
         "attempts": outcome.attempts,
         "log_bytes_per_task": round((size_after - size) / tasks),
         "commits_per_task": round((commits_after - commits) / tasks, 4),
-        "cpu_us_per_task": {kind: round(spent / tasks * 1e6, 1) for kind, spent in net.items()},
+        "cpu_us_per_task": {kind: round(spent / tasks * 1e6, 1) for kind, spent in _by_kind(used, 1).items()},
         "busiest": [[name, round(spent / took_s, 3)] for name, spent in busiest],
         "cpu_share": round(sum(used.values()) / took_s, 3),
     }
