@@ -103,6 +103,7 @@ class Queue:
         self._reached = 0.0
         self._taken: dict[str, int] = {}
         self._contended = False
+        self._last: Place | None = None
         self._count = 0
         self.log_ms = 0  #: the time of the newest folded commit
 
@@ -117,7 +118,7 @@ class Queue:
             return
         age = task.since_ms - task.priority * self._ageing_ms
         lane = self._lane(task.agent, task.requires, task.version, len(task.victims) >= SUSPECT_LOSSES)
-        place = Place(lane, task.tenant, task.concurrency_key, self.log_ms)
+        place = self._place_of(lane, task.tenant, task.concurrency_key)
         self._count += 1
         self._push((age, -task.rank_ms, *task.submitted, self._count, task.id, place))
 
@@ -128,7 +129,7 @@ class Queue:
         self._count += 1
         age = self.log_ms - fact.priority * self._ageing_ms
         lane = self._lane(fact.agent, fact.requires)
-        place = Place(lane, fact.tenant, fact.concurrency_key, self.log_ms)
+        place = self._place_of(lane, fact.tenant, fact.concurrency_key)
         self._push((age, 0, _AFTER_ALL, 0, self._count, task_id, place))
 
     def _lane(self, agent: str, requires: Mapping[str, str], version: str = "", suspect: bool = False) -> Lane:
@@ -137,6 +138,17 @@ class Queue:
         if lane is None:
             lane = self._lanes[key] = Lane(key)
         return lane
+
+    def _place_of(self, lane: Lane, tenant: str, key: str) -> Place:
+        """Tasks that come together and alike share a place: there may be a million of them."""
+        last = self._last
+        if (
+            last is None
+            or last.lane is not lane
+            or (last.tenant, last.key, last.queued_ms) != (tenant, key, self.log_ms)
+        ):
+            last = self._last = Place(lane, tenant, key, self.log_ms)
+        return last
 
     def _waits_already(self, task_id: str) -> bool:
         """Whether the state has spoken for this task; what was only proposed gives way."""

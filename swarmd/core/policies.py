@@ -8,8 +8,10 @@ members that have no free slot; they are here to be measured against (`swarmd si
 from __future__ import annotations
 
 import heapq
+from functools import lru_cache
 from math import exp, log
 from typing import TYPE_CHECKING, Annotated, Final, Literal
+from zlib import crc32
 
 from msgspec import Meta, Struct
 
@@ -90,12 +92,19 @@ def process_of(member: Member) -> Process:
     return (member.writer, member.boot)
 
 
+@lru_cache(maxsize=1 << 16)
+def _tie(member_id: str) -> tuple[int, str]:
+    """Where a member comes among equals."""
+    return crc32(member_id.encode()), member_id
+
+
 class _ByLoad:
     """Members by load, least first; loads that another lane has changed are looked at again."""
 
     def __init__(self, members: list[Member], free: dict[str, int]) -> None:
         self._free = free
-        self._heap = [(1 - free[m.id] / m.capacity, m.id, m) for m in members]
+        # Ties go by a hash: by name all work of an idle swarm would go to the nodes of one process.
+        self._heap = [(1 - free[m.id] / m.capacity, _tie(m.id), m) for m in members]
         heapq.heapify(self._heap)
 
     def __len__(self) -> int:
@@ -105,17 +114,17 @@ class _ByLoad:
         """Take one slot of the least loaded member."""
         able, free = self._heap, self._free
         while able:
-            load, name, member = able[0]
-            slots = free[name]
+            load, tie, member = able[0]
+            slots = free[member.id]
             if slots <= 0:
                 heapq.heappop(able)
                 continue
             now = 1 - slots / member.capacity
             if now > load:
-                heapq.heapreplace(able, (now, name, member))
+                heapq.heapreplace(able, (now, tie, member))
                 continue
-            free[name] = slots - 1
-            heapq.heapreplace(able, (1 - (slots - 1) / member.capacity, name, member))
+            free[member.id] = slots - 1
+            heapq.heapreplace(able, (1 - (slots - 1) / member.capacity, tie, member))
             return member
         return None
 
