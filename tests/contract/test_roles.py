@@ -227,7 +227,7 @@ async def recorded(ports: AttemptPorts) -> list[Fact]:
     last = (await ports.writer.store(Event("end", Suspended(epoch=0, waits=[])))).seq
     commits = (await ports.reader.commits(range(1, last + 1))).values()
     assert all(isinstance(commit, Commit) for commit in commits)
-    return [event.data for commit in commits for event in commit.events][:-1]  # type: ignore[union-attr]
+    return [event.data for commit in commits for event in commit.events][:-1]  # type: ignore[union-attr, return-value]
 
 
 @pytest.fixture

@@ -89,6 +89,7 @@ def test_a_key_like_no_other_lists_those_there_are() -> None:
         ('[price."a:b"]\ninput = -1\noutput = 1', "price"),
         ('[[agent]]\nname="a"\ninstructions=""\n[[agent]]\nname="a"\ninstructions=""', "two agents"),
         ('[[agent]]\nname="a"\ninstructions=""\nswarms=["x"]', "'x'"),
+        ("[health]\nlease_ms = 1000\ngone_ms = 1500", "would never count"),
         ("nats = 1", "nats"),
         ("x = ", "cannot be read"),
         ("{", "cannot be read"),
