@@ -345,7 +345,7 @@ class Queue:
                 self._next(rounds, lane, tenant, choice)
                 continue
             member = None
-            if not self._is_at_bound(tenant):
+            if not self.is_at_bound(tenant):
                 if place.key and not self._keys.is_open(place.key):
                     self._shut(place)
                     self._next(rounds, lane, tenant, choice)
@@ -424,7 +424,7 @@ class Queue:
 
     def claim(self, tenant: str, key: str) -> bool:
         """Give another slot to a task of this tenant and key that runs already, if they may have one."""
-        if self._is_at_bound(tenant) or (key and not self._keys.is_open(key)):
+        if self.is_at_bound(tenant) or (key and not self._keys.is_open(key)):
             return False
         self._taken[tenant] = self._taken.get(tenant, 0) + 1
         if key:
@@ -442,7 +442,8 @@ class Queue:
             self._keys.settle(key)
             self.freed(key)
 
-    def _is_at_bound(self, tenant: str) -> bool:
+    def is_at_bound(self, tenant: str) -> bool:
+        """Whether a tenant has all the slots that it may have."""
         policy = self._tenants.get(tenant)
         if policy is None or not policy.slots_max:
             return False

@@ -281,3 +281,7 @@ class Placing:
     def is_blocked(self, task_id: str) -> bool:
         """Whether a waiting task is held up by its concurrency key."""
         return self._queue.is_blocked(task_id)
+
+    def is_at_bound(self, tenant: str) -> bool:
+        """Whether a tenant has all the slots that it may have."""
+        return self._queue.is_at_bound(tenant)

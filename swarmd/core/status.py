@@ -232,6 +232,9 @@ def _waiting_for(leader: Leader, task: Task) -> str:
         return f"a member with version {task.version} of agent {task.agent!r}, which it began with: none offers it"
     if leader.placing.is_blocked(task.id):
         return f"its concurrency key {task.concurrency_key!r}: as many tasks of it run, or have begun, as may"
+    if leader.placing.is_at_bound(task.tenant):
+        bound = leader.settings.tenants[task.tenant].slots_max
+        return f"a slot of its tenant {task.tenant!r}, which has all {bound} that it may have"
     if len(task.victims) >= SUSPECT_LOSSES:
         return f"a process of its own: {len(task.victims)} members were lost while they ran it"
     well = [member for member in suited if not member.quarantined]

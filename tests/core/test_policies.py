@@ -13,6 +13,7 @@ from swarmd.core.errors import Rejected
 from swarmd.core.events import Assigned, Event, MemberLost, Why
 from swarmd.core.placement import TenantPolicy
 from swarmd.core.policies import PlacementSettings, PolicyName
+from swarmd.core.status import task_status
 from swarmd.core.wire import Feedback
 from tests.core.crew import Crew, member_of
 from tests.core.history import offer
@@ -234,6 +235,26 @@ def test_a_tenant_has_no_more_live_tasks_than_it_may_however_fast_it_asks() -> N
     made.report("t0")
     made.submit("again", tenant="acme")
     assert made.leader.state.tenants["acme"].live == 3
+
+
+def test_a_tenant_with_all_its_slots_is_told_so() -> None:
+    made = crew("v", capacity=4, tenants={"acme": TenantPolicy(slots_max=2)})
+    for n in range(3):
+        made.submit(f"t{n}", tenant="acme")
+    made.submit("other")
+    assert len(made.attempts("other")) == 1
+    said = task_status(made.leader, "t2").waiting_for
+    assert said == "a slot of its tenant 'acme', which has all 2 that it may have"
+
+
+def test_a_lone_suspect_waits_for_a_process_of_its_own() -> None:
+    made = crew()
+    suspects(made, "p", "q")
+    hire_nodes(made, "v", 1)
+    made.decide(made.leader)
+    (waiting,) = [task.id for task in made.leader.state.tasks.values() if not task.attempts]
+    assert "a process of its own: 2 members were lost" in task_status(made.leader, waiting).waiting_for
+    assert len(task_status(made.leader, waiting).victims) == 2
 
 
 def test_what_could_not_be_stored_counts_no_more() -> None:
