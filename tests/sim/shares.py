@@ -66,5 +66,6 @@ def left_over(leader: Leader) -> list[object]:
     queue = placing._queue
     kept: list[object] = [placing._placed, placing._fresh, placing._policy.lent, placing.hedging._late]
     kept += [queue._waiting, queue._crowds, queue._backlog, queue._taken, queue._reopening, queue._keys._taken]
-    kept += [leader.wards._proposed, [name for name in leader.wards._wards if name not in leader.state.members]]
+    judged = (*leader.wards._proposed, *leader.wards._wards)  # somebody may be judged at this very moment
+    kept.append([name for name in judged if name not in leader.state.members])
     return [one for one in kept if one]
