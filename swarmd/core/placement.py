@@ -166,10 +166,10 @@ class Queue:
         if not backlog:  # nobody saves up turns while it wants none
             self._served[tenant] = max(self._served.get(tenant, 0.0), self._reached)
         self._backlog[tenant] = backlog + 1
-        place.lane.tasks += not place.key
         if place.key:
             self._join(entry)
         else:
+            place.lane.tasks += 1
             self._enter(entry)
 
     def _enter(self, entry: Entry) -> None:
@@ -341,7 +341,7 @@ class Queue:
             place = entry[6]
             tenant, lane = place.tenant, place.lane
             now = self._share(tenant)
-            if now != share or not self._stands(entry):  # it has got a slot in another lane, or gives way
+            if now != share or (place.key and not self._stands(entry)):  # it has got a slot elsewhere, or gives way
                 self._next(rounds, lane, tenant, choice)
                 continue
             member = None
@@ -350,7 +350,8 @@ class Queue:
                     self._shut(place)
                     self._next(rounds, lane, tenant, choice)
                     continue
-                member = choice.take(self._in_line(place), self.log_ms - place.queued_ms)
+                waiting = self._in_line(place) if place.key else lane.waiting
+                member = choice.take(waiting, self.log_ms - place.queued_ms)
             if member is None:
                 heapq.heappop(rounds)
                 continue
@@ -372,32 +373,29 @@ class Queue:
             heapq.heapreplace(rounds, (self._share(tenant), head, choice))
 
     def _head(self, lane: Lane, tenant: str) -> Entry | None:
-        heap = lane.heaps.get(tenant)
+        heap, waiting = lane.heaps.get(tenant), self._waiting
         while heap:
             entry = heap[0]
-            if self._stands(entry):
+            key = entry[6].key
+            if waiting.get(entry[5]) is entry and (not key or self._stands(entry)):
                 return entry
             heapq.heappop(heap)
             lane.waiting -= 1
-            crowd = lane.crowds.get((entry[6].key, tenant))
-            if crowd is not None:
-                crowd.standing.discard(entry[4])
+            if key and (key, tenant) in lane.crowds:
+                lane.crowds[key, tenant].standing.discard(entry[4])
         lane.heaps.pop(tenant, None)
         return None
 
     def _stands(self, entry: Entry) -> bool:
-        """Whether an entry of a lane is a task that waits, and that stands there for its crowd if it has one."""
+        """Whether an entry of a lane is a task with a key that waits, and that stands there for its crowd."""
+        place = entry[6]
         if self._waiting.get(entry[5]) is not entry:
             return False
-        if not entry[6].key:
-            return True
-        crowd = entry[6].lane.crowds[entry[6].key, entry[6].tenant]
+        crowd = place.lane.crowds[place.key, place.tenant]
         return crowd.open and crowd.heap[0] is entry
 
     def _in_line(self, place: Place) -> int:
-        """How many tasks wait for the slots of this lane."""
-        if not place.key:
-            return place.lane.waiting
+        """How many tasks wait for the slots of this lane, where one of a crowd stands for all."""
         crowd = place.lane.crowds[place.key, place.tenant]
         return max(place.lane.waiting, min(crowd.tasks, self._keys.room(place.key)))
 

@@ -203,7 +203,7 @@ class Run:
         self.worker.swarm.oracle.executing(self.start.task, self.start.epoch, key)
         slow = self.worker.slow if self.worker.world.faults.slow_workers else 1
         if self.script.late and self.start.epoch == 1:
-            slow *= 20
+            slow *= 10
         self.worker.later(self.script.ms * slow, lambda: self._executed(key))
 
     def _executed(self, key: str) -> None:

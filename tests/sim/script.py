@@ -59,7 +59,7 @@ def draw(chance: Random, depth: int = 0) -> Script:
     elif kind < 0.85:
         script.acts = [chance.choice(ACTS) for _ in range(chance.randint(1, 4))]
         script.hot = chance.random() < 0.3
-    script.late = chance.random() < 0.25
+    script.late = chance.random() < 0.25 and script.ms <= 120  # so that what waits for its key waits not too long
     if script.agent == "work" and chance.random() < 0.6:
         script.agent = "race"
     return script
