@@ -33,7 +33,7 @@ from swarmd.core.ids import is_uuid7, slot_id
 from swarmd.core.learning import LEARNING_TRANSITIONS
 from swarmd.core.moves import Sink, end, enter, occupy, open_account, queue, retire
 from swarmd.core.outcomes import EXPIRED, lost_members
-from swarmd.core.state import EMPTY, USUAL, Attempt, Limits, Planned, SwarmState, Task, tombstone
+from swarmd.core.state import EMPTY, USUAL, Attempt, Limits, Member, Planned, SwarmState, Task, tombstone
 from swarmd.core.wait_facts import WAIT_TRANSITIONS, leads, reopen_waits
 
 if TYPE_CHECKING:
@@ -285,19 +285,29 @@ def _redriven(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     return ""
 
 
+def _suspected_ms(state: SwarmState, member: Member) -> int:
+    """Since when a member has run the last of its tasks that saw members lost before; 0 when it runs none.
+
+    What kills members has mostly done so before. Whatever ran well until such a suspect came is a bystander; what came
+    with it or after it is not, since the suspect may be one itself.
+    """
+    tasks = ((state.tasks.get(name), epoch) for name, epoch in member.running.items())
+    suspects = (task.attempts[epoch].since_ms for task, epoch in tasks if task is not None and task.victims)
+    return max(suspects, default=0)
+
+
 def _member_lost(state: SwarmState, commit: Commit, index: int, subject: str, fact: MemberLost, out: Sink) -> str:
     if not leads(state, commit, fact.term):
         return "not_leader"
     member = state.members.pop(fact.member, None)
     if member is None:
         return "unknown_member"
-    # Whatever kills members has done so before: while such a suspect was running, the others are bystanders.
-    suspects = any(task.victims for task in map(state.tasks.get, member.running) if task is not None)
+    suspected_ms = _suspected_ms(state, member)
     for task_id, epoch in list(member.running.items()):
         task = state.tasks.get(task_id)
         if task is None:  # cancelled a moment ago, with its parent that this member ran too
             continue
-        if task.victims or not suspects:
+        if task.victims or task.attempts[epoch].since_ms >= suspected_ms:
             task.victims = (*task.victims, fact.member)
         retire(state, task, epoch)
         if task.attempts:

@@ -147,6 +147,28 @@ def test_a_lost_member_gives_its_tasks_back_until_there_were_too_many_losses() -
     assert history.state.members == {}
 
 
+def test_a_suspect_clears_who_ran_before_it_came_and_nobody_else() -> None:
+    history = History().running()
+    history.lead(NODE, MemberLost(term=1, member=NODE))
+    for task, epoch in (("before", 1), ("t", 2), ("after", 1)):
+        history.at_ms += 10
+        history.lead(task, submission(), Assigned(term=1, epoch=epoch, member=OTHER))
+    history.lead(OTHER, MemberLost(term=1, member=OTHER))
+    victims = {task.id: task.victims for task in history.state.tasks.values()}
+    assert victims == {"t": (NODE, OTHER), "before": (), "after": (OTHER,)}
+
+
+def test_a_poisonous_task_does_not_bury_one_that_saw_a_member_lost_before() -> None:
+    history = History().running().submitted("poison")
+    history.lead(NODE, MemberLost(term=1, member=NODE))
+    for epoch in (1, 2):  # both begin at once, in the only process there is
+        history.at_ms += 10
+        history.other(OTHER, offer(OTHER))
+        history.assigned(epoch=epoch + 1, member=OTHER).assigned("poison", epoch, OTHER)
+        history.lead(OTHER, MemberLost(term=1, member=OTHER))
+    assert len(history.state.tasks["poison"].victims) == 2, "from here on no process gets both"
+
+
 def test_a_lost_member_that_ran_a_parent_and_its_child_takes_both_along_when_it_was_one_loss_too_many() -> None:
     history = History().running()
     history.work("t", spawn(1))
