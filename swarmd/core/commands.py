@@ -27,7 +27,9 @@ BATCH_MAX: Final = 1024
 INPUT_DEPTH_MAX: Final = 100
 TIMEOUT_MS_MAX: Final = 10 * 366 * 86_400_000
 TIME_MS_MAX: Final = 253_402_300_799_000  #: the end of the year 9999
-_LABELS_MAX: Final = 32
+#: How many labels a task bears or requires, and how long they are; a member bears no others, since none would match.
+LABELS_MAX: Final = 32
+LABEL_NAME_CHARS_MAX, LABEL_CHARS_MAX = 64, 256
 
 _T = TypeVar("_T")
 
@@ -169,11 +171,12 @@ def check_key(key: str) -> str:
 
 
 def _check_labels(what: str, labels: dict[str, str]) -> None:
-    if len(labels) > _LABELS_MAX:
-        raise Rejected("bad_field", f"{what} holds at most {_LABELS_MAX} entries")
+    if len(labels) > LABELS_MAX:
+        raise Rejected("bad_field", f"{what} holds at most {LABELS_MAX} entries")
     for name, value in labels.items():
-        if not 1 <= len(name) <= 64 or len(value) > 256:
-            raise Rejected("bad_field", f"{what}: names have 1 to 64 characters, values at most 256")
+        if not 1 <= len(name) <= LABEL_NAME_CHARS_MAX or len(value) > LABEL_CHARS_MAX:
+            said = f"names have 1 to {LABEL_NAME_CHARS_MAX} characters, values at most {LABEL_CHARS_MAX}"
+            raise Rejected("bad_field", f"{what}: {said}")
 
 
 def _check_bounds(submission: Submission) -> None:

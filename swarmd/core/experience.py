@@ -21,7 +21,7 @@ MEMBER_RUNS_MAX: Final = 2 / MEMBER_WEIGHT - 1
 #: Durations are counted in buckets that are this much wider each (about 19 %); old counts are halved at `COUNT_MAX`.
 BUCKETS_PER_E: Final = 5.77
 COUNT_MAX: Final = 1_000
-#: What was seen of a member long ago weighs half as much after so many mean durations without news, or after a minute.
+#: What was seen of a member weighs half as much after so many mean durations without news, but not before a minute.
 FADE_RUNS: Final = 60
 FADE_MS: Final = 60_000
 #: A duration that is longer than four times the expected one counts as if it were off by no more standard deviations.

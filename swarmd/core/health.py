@@ -22,10 +22,9 @@ from swarmd.core.wire import Dispatch, Heartbeat, Item, Load, Rejoin, Replaced, 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from swarmd.core.state import Member, SwarmState
+    from swarmd.core.state import Member, Pair, SwarmState
 
 LinkKey = tuple[str, str, str]
-Pair = tuple[str, int]  #: (task, epoch)
 #: So many heartbeats in a row that count other attempts than the fold make the leader ask for a list.
 MISCOUNTS_MAX: Final = 16
 #: A process without members is forgotten after so many leases of silence.

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from swarmd.core.placement import SUSPECT_LOSSES
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -45,7 +43,7 @@ class Hedging:
         member = self._state.members.get(attempt.member)
         if member is None or task.agent not in member.idempotent or not self._settings.hedge_share:
             return 0
-        if len(task.attempts) > 1 or len(task.victims) >= SUSPECT_LOSSES:
+        if len(task.attempts) > 1 or task.is_suspect:
             return 0
         if anew:
             self._allowance = min(SAVED_MAX, self._allowance + self._settings.hedge_share)

@@ -84,6 +84,11 @@ def swarm_member(child: str) -> str:
     return f"swarm/{child}"
 
 
+def member_subject(member: str) -> str:
+    """What a member's events are about: its id, which is no token of a subject, as one that is."""
+    return member.replace("/", ":")
+
+
 def child_id(parent: str, n: int) -> str:
     """The id of a task's n-th spawned child, the same in every attempt."""
     return f"{parent}~{n}"

@@ -392,7 +392,7 @@ class Leader(Commands):
         self._send_start(member, task, task.attempts[epoch])
 
     def _send_start(self, member: Member, task: Task, attempt: Attempt) -> None:
-        self.links.send(member, start_of(self.state, task, attempt))
+        self.links.send(member, start_of(task, attempt))
         for item in rest_of(task, attempt):
             self.links.send(member, item)
 

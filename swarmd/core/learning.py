@@ -30,10 +30,8 @@ def _pace(member: Member, agent: str) -> Pace:
 
 def learn(state: SwarmState, task: Task, attempt: Attempt, at_ms: int, failed: bool = False) -> None:
     """An attempt ended with a result, or with a failure that another attempt might not have."""
-    agent, paces = task.agent, state.members[attempt.member].paces
-    pace = paces.get(agent)
-    if pace is None:
-        pace = paces[agent] = Pace()
+    agent = task.agent
+    pace = _pace(state.members[attempt.member], agent)
     if failed or not attempt.begun:
         experience.ended(pace, failed, at_ms)
         return
@@ -69,33 +67,25 @@ def _recalled(state: SwarmState, commit: Commit, index: int, subject: str, fact:
 
 
 def _quarantined(state: SwarmState, commit: Commit, index: int, subject: str, fact: Quarantined, out: Sink) -> str:
-    if not leads(state, commit, fact.term):
-        return "not_leader"
-    member = state.members.get(fact.member)
-    if member is None:
-        return "unknown_member"
-    member.quarantined = fact.reason or "quarantined"
-    _judge_anew(member)
-    out.append(fx.Judged(member))
-    return ""
+    return _judge(state, commit, fact, fact.reason or "quarantined", out)
 
 
 def _readmitted(state: SwarmState, commit: Commit, index: int, subject: str, fact: Readmitted, out: Sink) -> str:
+    return _judge(state, commit, fact, "", out)
+
+
+def _judge(state: SwarmState, commit: Commit, fact: Quarantined | Readmitted, quarantined: str, out: Sink) -> str:
+    """The member counts by what it does from here on: probes, or what it is given when it is taken back."""
     if not leads(state, commit, fact.term):
         return "not_leader"
     member = state.members.get(fact.member)
     if member is None:
         return "unknown_member"
-    member.quarantined = ""
-    _judge_anew(member)
-    out.append(fx.Judged(member))
-    return ""
-
-
-def _judge_anew(member: Member) -> None:
-    """By what it does from here on: probes, or what it is given when it is taken back."""
+    member.quarantined = quarantined
     for pace in member.paces.values():
         pace.ended, pace.failing = 0, 0.0
+    out.append(fx.Judged(member))
+    return ""
 
 
 LEARNING_TRANSITIONS: Final[dict[type[Fact], Callable[..., str]]] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from swarmd.core.commands import LABEL_CHARS_MAX, LABEL_NAME_CHARS_MAX, LABELS_MAX
 from swarmd.core.errors import Rejected
 from swarmd.core.ids import check_name
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 CAPACITY_MAX: Final = 100_000
 AGENTS_MAX: Final = 1_000
-LABELS_MAX: Final = 32
-LABEL_CHARS_MAX: Final = 256
 VERSIONS_MAX: Final = 32
 
 
@@ -36,8 +35,9 @@ def nonsense_in(member: Member | MemberJoined) -> str:
     if len(member.labels) > LABELS_MAX:
         return f"it bears {len(member.labels)} labels: at most {LABELS_MAX} are allowed"
     for name, value in member.labels.items():
-        if not 1 <= len(name) <= 64 or len(value) > LABEL_CHARS_MAX:
-            return f"its label {name[:80]!r}: names have 1 to 64 characters, values at most {LABEL_CHARS_MAX}"
+        if not 1 <= len(name) <= LABEL_NAME_CHARS_MAX or len(value) > LABEL_CHARS_MAX:
+            said = f"names have 1 to {LABEL_NAME_CHARS_MAX} characters, values at most {LABEL_CHARS_MAX}"
+            return f"its label {name[:80]!r}: {said}"
     for agent, versions in member.versions.items():
         if not 1 <= len(versions) <= VERSIONS_MAX or not all(versions):
             return f"it has no readable versions of agent {agent[:80]!r}: list 1 to {VERSIONS_MAX}, none empty"

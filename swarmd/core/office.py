@@ -14,7 +14,7 @@ from swarmd.core.keys import KeyPolicy
 from swarmd.core.kin import PLAIN_MAX, TOLD_MAX, Run, Verdict, runs, verdicts
 from swarmd.core.placement import TenantPolicy
 from swarmd.core.policies import PlacementSettings
-from swarmd.core.state import Attempt, Limits, SwarmState, Task, Tombstone
+from swarmd.core.state import Attempt, Limits, Task, Tombstone
 from swarmd.core.wire import ChildDone, ChildrenDone, Item, Rest, Start
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class OwedOutcome(Struct, frozen=True):
     buried: Tombstone
 
 
-def start_of(state: SwarmState, task: Task, attempt: Attempt) -> Start:
+def start_of(task: Task, attempt: Attempt) -> Start:
     """What a member needs to run this attempt; of very many steps and children `rest_of` has the rest."""
     held = attempt.held
     many = len(attempt.journal) > PLAIN_MAX or len(task.children) > PLAIN_MAX

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 LaneKey = tuple[str, tuple[tuple[str, str], ...], str, bool]
 _AFTER_ALL: Final = 1 << 62  #: later than any sequence
-#: A task that was running when members were lost so often is a suspect: no process gets two of them.
-SUSPECT_LOSSES: Final = 2
 
 
 class TenantPolicy(Struct, frozen=True):
@@ -57,7 +55,7 @@ class Lane:
         """Whether `member` offers this lane's agent in its version and carries its labels."""
         if self.agent not in member.agents or (self.version and self.version not in member.runs(self.agent)):
             return False
-        return all(member.labels.get(name) == value for name, value in self.requires)
+        return not self.requires or member.bears(self.requires)
 
 
 class Place(Struct, frozen=True):
@@ -117,7 +115,7 @@ class Queue:
         if self._waits_already(task.id):
             return
         age = task.since_ms - task.priority * self._ageing_ms
-        lane = self._lane(task.agent, task.requires, task.version, len(task.victims) >= SUSPECT_LOSSES)
+        lane = self._lane(task.agent, task.requires, task.version, task.is_suspect)
         place = self._place_of(lane, task.tenant, task.concurrency_key)
         self._count += 1
         self._push((age, -task.rank_ms, *task.submitted, self._count, task.id, place))

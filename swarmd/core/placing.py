@@ -237,7 +237,7 @@ class Placing:
                 and task.agent in member.idempotent
                 and task.version in member.runs(task.agent)
                 and not member.quarantined
-                and all(member.labels.get(name) == value for name, value in task.requires.items())
+                and member.bears(task.requires.items())
             )
 
         def load(member: Member) -> float:

@@ -15,8 +15,6 @@ from zlib import crc32
 
 from msgspec import Meta, Struct
 
-from swarmd.core.placement import SUSPECT_LOSSES
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -150,7 +148,7 @@ class _Careful(Choice):
         tasks = state.tasks
 
         def hosts_one(member: Member) -> bool:
-            return any(len(tasks[name].victims) >= SUSPECT_LOSSES for name in member.running if name in tasks)
+            return any(tasks[name].is_suspect for name in member.running if name in tasks)
 
         self._hosts = {process_of(member) for member in state.members.values() if hosts_one(member)}
         self._policy, self._free = policy, free

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from swarmd.core.events import Event, Quarantined, Readmitted
+from swarmd.core.ids import member_subject
 
 if TYPE_CHECKING:
     from swarmd.core.state import Member, SwarmState
@@ -36,7 +37,7 @@ class _Ward(Struct):
     failing: float = 0.0
 
 
-class _Crowd(Struct):
+class _Peers(Struct):
     """Who offers an agent: all, those that are well, and of these how many have ended attempts and how they failed."""
 
     offering: int = 0
@@ -52,7 +53,7 @@ class Wards:
         self._state = state
         self._wards: dict[str, _Ward] = {}
         self._proposed: set[str] = set()
-        self._crowds: dict[str, _Crowd] = {}
+        self._peers_of: dict[str, _Peers] = {}
         self._looked_ms = self._now_ms = 0
 
     def slots(self, member: Member, taken: int) -> int:
@@ -89,7 +90,7 @@ class Wards:
         if now_ms - self._looked_ms < LOOK_MS:
             return []
         self._looked_ms = now_ms
-        self._crowds = {}
+        self._peers_of = {}
         events: list[Event] = []
         for member in self._state.members.values():
             if member.id in self._proposed:
@@ -98,19 +99,19 @@ class Wards:
             if fact is not None:
                 self._turns(member, 1 if member.quarantined else -1)
                 self._proposed.add(member.id)
-                events.append(Event(member.id.replace("/", ":"), fact))
+                events.append(Event(member_subject(member.id), fact))
         return events
 
     def _about(self, member: Member) -> Quarantined | None:
         for agent, pace in member.paces.items():
             if pace.ended < ENDED_MIN or pace.failing < FAILING_MIN:
                 continue
-            crowd = self._crowd(agent)
+            peers = self._peers(agent)
             own = bool(member.capacity) and agent in member.agents
-            paced = crowd.paced - own
+            paced = peers.paced - own
             if not paced:
                 continue
-            usual = max(0.0, crowd.failing - pace.failing * own) / paced
+            usual = max(0.0, peers.failing - pace.failing * own) / paced
             if usual * 2 <= pace.failing + ROUNDING and self._can_be_spared(member):
                 reason = f"{pace.failing:.0%} of its attempts of {agent} failed, of others' {usual:.0%}"
                 return Quarantined(term=self._state.term, member=member.id, reason=reason)
@@ -119,26 +120,26 @@ class Wards:
     def _can_be_spared(self, member: Member) -> bool:
         """Whether of all that it offers at least half of those that do would be left."""
         own = bool(member.capacity)
-        crowds = (self._crowd(agent) for agent in member.agents)
-        return all(2 * (crowd.well - own) >= crowd.offering for crowd in crowds)
+        all_peers = (self._peers(agent) for agent in member.agents)
+        return all(2 * (peers.well - own) >= peers.offering for peers in all_peers)
 
-    def _crowd(self, agent: str) -> _Crowd:
+    def _peers(self, agent: str) -> _Peers:
         """All that offer the agent, counted once a look: when an agent fails everywhere, all of them are looked at."""
-        crowd = self._crowds.get(agent)
-        if crowd is not None:
-            return crowd
-        crowd = self._crowds[agent] = _Crowd()
+        peers = self._peers_of.get(agent)
+        if peers is not None:
+            return peers
+        peers = self._peers_of[agent] = _Peers()
         for member in self._state.members.values():
             if member.capacity and agent in member.agents:
-                crowd.offering += 1
+                peers.offering += 1
                 if not self._is_apart(member):
-                    _count(crowd, member, agent, 1)
-        return crowd
+                    _count(peers, member, agent, 1)
+        return peers
 
     def _is_needed(self, member: Member) -> bool:
         """Whether too few are left of those that do what it offers: others have gone since it was set apart."""
         return bool(member.capacity) and any(
-            2 * crowd.well < crowd.offering for crowd in map(self._crowd, member.agents)
+            2 * peers.well < peers.offering for peers in map(self._peers, member.agents)
         )
 
     def _is_apart(self, member: Member) -> bool:
@@ -147,9 +148,9 @@ class Wards:
 
     def _turns(self, member: Member, by: int) -> None:
         """A member is one more, or one less, of those that are well."""
-        for agent, crowd in self._crowds.items():
+        for agent, peers in self._peers_of.items():
             if member.capacity and agent in member.agents:
-                _count(crowd, member, agent, by)
+                _count(peers, member, agent, by)
 
     def _about_ward(self, member: Member) -> Readmitted | None:
         ended = sum(pace.ended for pace in member.paces.values())
@@ -169,9 +170,9 @@ class Wards:
         return None
 
 
-def _count(crowd: _Crowd, member: Member, agent: str, by: int) -> None:
+def _count(peers: _Peers, member: Member, agent: str, by: int) -> None:
     pace = member.paces.get(agent)
-    crowd.well += by
+    peers.well += by
     if pace is not None and pace.ended:
-        crowd.paced += by
-        crowd.failing += by * pace.failing
+        peers.paced += by
+        peers.failing += by * pace.failing

@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from swarmd.core.catalog import FoundTask, TaskRow
-    from swarmd.core.state import Member, SwarmState
+    from swarmd.core.state import Member, Pair, SwarmState
     from swarmd.core.wire import Roll
 
-Pair = tuple[str, int]  #: (task, epoch)
 #: Whom to ask to heal a difference: the child's leader, the swarm's leader, its observers; "" is up to people.
 Repair = Literal["", "cancel", "requeue", "ask_again", "rebuild"]
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
+from swarmd.core.policies import process_of
+
 if TYPE_CHECKING:
     from swarmd.core.leader import Leader
-    from swarmd.core.state import Member
 
 LOOK_MS: Final = 1_000
 #: More workers are wanted if that many were at each look for so long: one glimpse of a queue is none.
@@ -109,8 +110,6 @@ def demand_of(leader: Leader) -> Demand:
     for agent, tasks in leader.placing.waiting_for(ready).items():
         learned = state.learned.get(agent)
         backlogs.append(Backlog(tasks, round(learned.mean_ms) if learned is not None and learned.runs else UNKNOWN_MS))
-    return Demand(tuple(backlogs), running, len(_processes(ready)), sum(node.capacity for node in ready))
-
-
-def _processes(nodes: list[Member]) -> set[tuple[str, str]]:
-    return {(node.writer, node.boot) for node in nodes}
+    return Demand(
+        tuple(backlogs), running, len({process_of(node) for node in ready}), sum(node.capacity for node in ready)
+    )

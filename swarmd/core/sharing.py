@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from swarmd.core.commands import LABEL_CHARS_MAX, LABELS_MAX
 from swarmd.core.wire import Load, Recall, SwarmLoad
 
 if TYPE_CHECKING:
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
 
     from swarmd.core.health import Links
     from swarmd.core.leader import Leader
-    from swarmd.core.state import Member, SwarmState, Task
+    from swarmd.core.state import Member, Pair, SwarmState, Task
 
-Pair = tuple[str, int]  #: (task, epoch)
 #: Of the slots of a full child one in so many may have an attempt of the parent's in line for it.
 LINE_SHARE: Final = 8
 #: So many attempts are recalled at once; the next ones when these have come back or were refused.
@@ -34,8 +34,6 @@ RECALLABLE_MAX: Final = 64
 PATH_LABEL: Final = "hive.path"
 #: The label by which a delegate says that its child contains its parent.
 RING_LABEL: Final = "hive.ring"
-#: Bounds of what may be submitted; the path gives way to them.
-_LABELS_MAX, _LABEL_CHARS_MAX = 32, 256
 
 
 def free_slots(member: Member, load: Load | None, taken: int = 0) -> int:
@@ -74,7 +72,7 @@ def could_run(member: Member, task: Task, load: Load | None) -> bool:
         return False
     if task.version and task.version not in member.runs(task.agent):
         return False
-    return all(member.labels.get(name) == value for name, value in task.requires.items())
+    return member.bears(task.requires.items())
 
 
 def path_of(labels: Mapping[str, str], swarm: str) -> list[str]:
@@ -83,11 +81,11 @@ def path_of(labels: Mapping[str, str], swarm: str) -> list[str]:
 
 
 def labels_for(labels: Mapping[str, str], path: list[str]) -> dict[str, str]:
-    """The labels of a task that is handed to a child, with the path that it took, or the latest part of it."""
-    while path and len("/".join(path)) > _LABEL_CHARS_MAX:
+    """The labels of a task that is handed to a child, with the path that it took, as much of it as may be submitted."""
+    while path and len("/".join(path)) > LABEL_CHARS_MAX:
         path = path[1:]
     passed = {name: value for name, value in labels.items() if name != PATH_LABEL}
-    return {**passed, PATH_LABEL: "/".join(path)} if path and len(passed) < _LABELS_MAX else passed
+    return {**passed, PATH_LABEL: "/".join(path)} if path and len(passed) < LABELS_MAX else passed
 
 
 def swarm_load(leader: Leader, tasks: Iterable[str]) -> SwarmLoad:

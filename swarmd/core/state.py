@@ -7,13 +7,16 @@ collector of cycles need not look at what there may be a million of (`gc=False`)
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from msgspec import Raw, Struct, field
 
 from swarmd.core.budgets import Account, Reservation
 from swarmd.core.events import Budget, RetryPolicy, Schedule, Submitted, WaitKind
 from swarmd.core.experience import Learned, Pace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: Raised whenever `evolve` gives the same log another meaning: older snapshots are then not used.
 FOLD_VERSION: Final = 5
@@ -30,10 +33,13 @@ TaskState = Literal[
     "cancelled",
     "expired",
 ]
+#: A task that was running when members were lost so often is a suspect: no process gets two of them.
+SUSPECT_LOSSES: Final = 2
 TERMINAL: Final = frozenset({"completed", "dead", "cancelled", "expired"})
 #: What a member runs of an agent of which it states no version.
 FIRST_VERSION: Final = ["1"]
 Place = tuple[int, int]  #: (sequence of the commit, index of the event in it)
+Pair = tuple[str, int]  #: (task, epoch): an attempt
 
 
 class Empty(dict[Any, Any]):
@@ -155,6 +161,11 @@ class Task(Struct, omit_defaults=True, gc=False):
     not_before_ms: int = 0
     version: str = ""
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be the reason that its members were lost."""
+        return len(self.victims) >= SUSPECT_LOSSES
+
 
 class Tombstone(Struct, frozen=True, omit_defaults=True, gc=False):
     """What is remembered of a finished task: enough to answer a repeated id, find its verdict, judge its member."""
@@ -190,6 +201,10 @@ class Member(Struct):
     def runs(self, agent: str) -> list[str]:
         """The versions of `agent` that this member can run, the one for new tasks first."""
         return self.versions.get(agent) or FIRST_VERSION
+
+    def bears(self, labels: Iterable[tuple[str, str]]) -> bool:
+        """Whether it has all of these labels."""
+        return all(self.labels.get(name) == value for name, value in labels)
 
 
 class Use(Struct):

@@ -10,7 +10,6 @@ from swarmd.core.budgets import is_open, is_shared, names_of
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Spending
 from swarmd.core.experience import SURE
-from swarmd.core.placement import SUSPECT_LOSSES
 from swarmd.core.state import Member, SwarmState, Task, Use, live_attempt, tombstone
 from swarmd.core.wire import (
     AccountStatus,
@@ -224,8 +223,7 @@ def _waiting_for(leader: Leader, task: Task) -> str:
     offering = [m for m in leader.state.members.values() if task.agent in m.agents]
     if not offering:
         return f"a member that offers agent {task.agent!r}: none does"
-    wanted = task.requires.items()
-    suited = [m for m in offering if all(m.labels.get(name) == value for name, value in wanted)]
+    suited = [m for m in offering if m.bears(task.requires.items())]
     if not suited:
         return f"a member of agent {task.agent!r} with labels {task.requires}: none has them"
     if task.version and not any(task.version in m.runs(task.agent) for m in suited):
@@ -235,7 +233,7 @@ def _waiting_for(leader: Leader, task: Task) -> str:
     if leader.placing.is_at_bound(task.tenant):
         bound = leader.settings.tenants[task.tenant].slots_max
         return f"a slot of its tenant {task.tenant!r}, which has all {bound} that it may have"
-    if len(task.victims) >= SUSPECT_LOSSES:
+    if task.is_suspect:
         return f"a process of its own: {len(task.victims)} members were lost while they ran it"
     well = [member for member in suited if not member.quarantined]
     if not well:

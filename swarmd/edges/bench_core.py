@@ -26,6 +26,7 @@ from swarmd.core.errors import Fault, Rejected
 from swarmd.core.evolve import apply
 from swarmd.core.state import SwarmState
 from swarmd.edges import bench_leader
+from swarmd.edges.bench import progress
 from swarmd.edges.bench_leader import PARTS
 from swarmd.edges.bench_records import SWARM, commits_of, records, rounds
 from swarmd.edges.role_process import tune_gc
@@ -79,9 +80,9 @@ async def run(args: argparse.Namespace) -> int:
         raise Rejected("bad_usage", "queued and tasks must be at least 1, steps 0, and events 100 tasks' worth")
     load = os.getloadavg()[0]
     memory = {kind: await _queued(kind, args.queued) for kind in ("fold", "queue")}
-    _progress(f"{memory['queue']['bytes_per_task']:,.0f} bytes a queued task")
+    progress(f"{memory['queue']['bytes_per_task']:,.0f} bytes a queued task")
     parts = _leader(args.tasks)
-    _progress(f"{sum(parts.values()):,.1f} us of a leader a task")
+    progress(f"{sum(parts.values()):,.1f} us of a leader a task")
     result = _log(args.events, args.steps)
     result |= {
         "queued_tasks": args.queued,
@@ -147,7 +148,7 @@ def _log(events: int, steps: int) -> dict[str, Any]:
             saved = zlib.compress(snapshot.encode(state), 1)
             saving_s = process_time() - started
     decode_s, fold_s, count = sum(reading.decode_s), sum(reading.fold_s), sum(reading.events)
-    _progress(f"{count / (decode_s + fold_s):,.0f} decoded events/s")
+    progress(f"{count / (decode_s + fold_s):,.0f} decoded events/s")
     last, tasks = snapshot.encode(state), state.counters.completed
     del state
     start = _start(saved, tail, last)
@@ -236,7 +237,3 @@ def drawing(parts: dict[str, float]) -> str:
         f'font-size="14"><rect width="100%" height="100%" fill="#ffffff"/>{"".join(shown)}'
         f'<text x="20" y="{height - 14}">{total:.1f} µs of CPU a task in the leader</text></svg>\n'
     )
-
-
-def _progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -10,7 +10,6 @@ import asyncio
 import os
 import signal
 import statistics
-import sys
 import tempfile
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -30,7 +29,7 @@ from swarmd.core.codec import Codec, Commit, Record
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import Assigned, Elected, Event, MemberLost, Stepped
 from swarmd.core.wire import Submission
-from swarmd.edges.bench import BATCH, INPUT, SWARM, spawn, wait_members
+from swarmd.edges.bench import BATCH, INPUT, SWARM, progress, spawn, wait_members
 from swarmd.edges.client import Client, Handle
 
 if TYPE_CHECKING:
@@ -227,7 +226,7 @@ async def _kill_workers(swarm: Swarm, times: int) -> dict[str, Any]:
         await watch.until("the work goes on", lambda: all(key in watch.first_step for key in hit.items()))  # noqa: B023
         took = [watch.first_step[key] - started for key in hit.items()]
         samples += took
-        _progress(f"worker {n + 1}: {len(took)} attempts resumed within {max(took):.2f} s")
+        progress(f"worker {n + 1}: {len(took)} attempts resumed within {max(took):.2f} s")
         await swarm.start("worker", name)
         await swarm.finish(handles)
         await wait_members(swarm.bus, WORKERS)
@@ -254,7 +253,7 @@ async def _replace_leaders(swarm: Swarm, times: int, number: signal.Signals, wha
             os.kill(swarm.pids[name], number)
             await watch.until("a successor assigns", lambda: max(watch.first_assigned) > term)  # noqa: B023
             samples.append(watch.first_assigned[min(t for t in watch.first_assigned if t > term)] - started)
-            _progress(f"{what} {n + 1}: nothing was assigned for {samples[-1]:.2f} s")
+            progress(f"{what} {n + 1}: nothing was assigned for {samples[-1]:.2f} s")
             await swarm.start("orchestrator", name)
         enough.set()
     return _summary(what, samples) | {f"{what}s": times}
@@ -269,7 +268,3 @@ def _summary(name: str, samples: list[float]) -> dict[str, Any]:
         f"{name}_p99_s": round(cuts[98], 3),
         f"{name}_max_s": round(max(samples), 3),
     }
-
-
-def _progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -28,7 +28,6 @@ from swarmd.core.events import (
     Why,
 )
 from swarmd.core.wire import Submission
-from swarmd.roles.writer import EVENTS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -37,8 +36,6 @@ SWARM: Final = "bench"
 AGENT: Final = "summarise"
 #: Worker processes, nodes in each, and slots of a node.
 PROCESSES, NODES, CAPACITY = 4, 2, 1_024
-#: A commit with a task's submission holds its assignment too.
-ROUND_MAX: Final = EVENTS_MAX // 2
 EPOCH_MS: Final = 1_790_000_000_000
 _TEXT: Final = (
     "The harvest of the northern valleys was late this year, and the price of barley rose with each week of rain. "
@@ -91,7 +88,8 @@ def workers() -> list[Writer]:
 def rounds(events: int, steps: int) -> list[int]:
     """How many tasks are submitted at one moment, each time, so that all make about so many events.
 
-    From 1 to 512, as many small ones as large ones: a swarm is idle at times and in a rush at others.
+    From 1 to 511, as many small ones as large ones: a swarm is idle at times and in a rush at others. Submissions share
+    a commit with their assignments, and that is full at 1,024 events.
     """
     sizes: list[int] = []
     left, number = events // (3 + steps), 7

@@ -26,12 +26,13 @@ from swarmd.core.wire import Heartbeat, Load, Outcome, Roll, RollQuery, Submissi
 from swarmd.ports import Blobs
 from swarmd.roles.child import ChildSwarm
 from swarmd.roles.exchange import carry
-from swarmd.roles.member import Key, MemberPorts, MemberProcess, MemberSettings, failed
+from swarmd.roles.member import MemberPorts, MemberProcess, MemberSettings, failed
 from swarmd.roles.reunion import CUT_MS, Reunion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from swarmd.core.state import Pair
     from swarmd.core.wire import Start
 
 log = logging.getLogger(__name__)
@@ -96,8 +97,8 @@ class Delegate(MemberProcess):
         self._load: Load | None = None
         self._ring = False
         self._replaced = asyncio.Event()
-        self._cancels: set[Key] = set()
-        self._asking: set[Key] = set()
+        self._cancels: set[Pair] = set()
+        self._asking: set[Pair] = set()
 
     # --- the offer ---
 
@@ -262,14 +263,14 @@ class Delegate(MemberProcess):
         super()._see(seq)
         self._reunion.heard("parent")
 
-    def _delegated(self, key: Key) -> str:
+    def _delegated(self, key: Pair) -> str:
         return delegated_id(self._who.swarm, *key)
 
     def _start(self, start: Start) -> None:
         if not self._draining:  # otherwise it is the next delegate's
             super()._start(start)
 
-    def recall(self, key: Key) -> None:
+    def recall(self, key: Pair) -> None:
         """Ask the child to give it back; if it does, its verdict says so, to this delegate or to the next."""
         if key in self._asking:
             name = delegated_id(self._who.swarm, *key)
@@ -329,7 +330,7 @@ class Delegate(MemberProcess):
         below = (self._child.name, self._ports.child_blobs)
         await carry(digest, above if down else below, below if down else above, self._shell.clock)
 
-    def stop(self, key: Key) -> None:
+    def stop(self, key: Pair) -> None:
         """End the attempt here and its task in the child."""
         self._cancel(key)
         self._reunion.stopping(key)
@@ -337,7 +338,7 @@ class Delegate(MemberProcess):
             self._cancels.add(key)
             self._group.create_task(self._cancel_there(key))
 
-    async def _cancel_there(self, key: Key) -> None:
+    async def _cancel_there(self, key: Pair) -> None:
         # Submissions and cancels leave on one connection, in order: no submission of ours overtakes this.
         try:
             answer = await self._child.cancel(self._delegated(key), "its attempt was stopped by the parent swarm")

@@ -17,6 +17,7 @@ from msgspec import Struct
 from swarmd.core import subjects
 from swarmd.core.errors import UNREADABLE, Fault, Rejected
 from swarmd.core.events import Event, Fact, Failed, Failure, MemberJoined, MemberLeft
+from swarmd.core.ids import member_subject
 from swarmd.core.link import Receiver, read_dispatch
 from swarmd.core.offers import nonsense_in
 from swarmd.core.wire import (
@@ -40,6 +41,7 @@ from swarmd.ports import Bus, Clock, Meter, Stored
 from swarmd.roles.writer import LogWriter
 
 if TYPE_CHECKING:
+    from swarmd.core.state import Pair
     from swarmd.ports import Received
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,6 @@ HEED_MS: Final = 2_000
 #: A list that makes a heartbeat longer than this is left out.
 HEARTBEAT_BYTES_MAX: Final = 512 * 1024
 MESSAGE_CHARS_MAX: Final = 2_000
-Key = tuple[str, int]  #: (task, epoch)
 
 _beats: Final = msgspec.json.Decoder(Beat)
 
@@ -81,8 +82,8 @@ class MemberProcess:
     def __init__(self, settings: MemberSettings, ports: MemberPorts) -> None:
         self._who, self._shell = settings, ports
         self._receiver = Receiver()
-        self._running: dict[Key, asyncio.Task[None]] = {}
-        self._cut_short: set[Key] = set()
+        self._running: dict[Pair, asyncio.Task[None]] = {}
+        self._cut_short: set[Pair] = set()
         self._counts: dict[str, int] = {}
         self._list_wanted = False
         self._hurry = asyncio.Event()
@@ -108,11 +109,11 @@ class MemberProcess:
         """What to report on an attempt that was cut short; None for nothing."""
         return None
 
-    def stop(self, key: Key) -> None:
+    def stop(self, key: Pair) -> None:
         """The attempt has no right to go on."""
         self._cancel(key)
 
-    def recall(self, key: Key) -> None:
+    def recall(self, key: Pair) -> None:
         """The attempt could run elsewhere: it is to be given back if nobody has begun it."""
 
     def replaced(self, member: str) -> None:
@@ -173,7 +174,7 @@ class MemberProcess:
         writer = self._shell.writer
         offers = self.offers()
         self._shell.meter.gauge("swarmd_capacity_attempts", sum(offer.capacity for offer in offers))
-        joined = [writer.append(Event(offer.member.replace("/", ":"), offer)) for offer in offers]
+        joined = [writer.append(Event(member_subject(offer.member), offer)) for offer in offers]
         return max((stored.seq for stored in await asyncio.gather(*joined)), default=0)
 
     async def announce(self) -> None:
@@ -213,7 +214,7 @@ class MemberProcess:
     async def leave(self) -> None:
         """Say that every member is gone."""
         left = [MemberLeft(member=offer.member) for offer in self.offers()]
-        await asyncio.gather(*(self._shell.writer.append(Event(f.member.replace("/", ":"), f)) for f in left))
+        await asyncio.gather(*(self._shell.writer.append(Event(member_subject(f.member), f)) for f in left))
 
     # --- what the leader says ---
 
@@ -321,7 +322,7 @@ class MemberProcess:
         self._idle.clear()
         self._running[key] = self._group.create_task(self._attempt(start))
 
-    def _cancel(self, key: Key) -> None:
+    def _cancel(self, key: Pair) -> None:
         attempt = self._running.get(key)
         if attempt is not None:
             self._cut_short.add(key)

@@ -15,7 +15,8 @@ from msgspec import Struct, field
 
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import Event, Reunited
-from swarmd.core.ids import swarm_member
+from swarmd.core.ids import member_subject, swarm_member
+from swarmd.core.state import Pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,15 +36,14 @@ LOOK_MS: Final = 500
 ASKED_MAX: Final = 64
 EXAMPLES_MAX: Final = 20
 Way = Literal["child", "parent"]
-Key = tuple[str, int]  #: (task, epoch)
 
 
 class _Silence(Struct):
     """What happened on one way since the other end was last heard."""
 
     heard_ms: int
-    ended: set[Key] = field(default_factory=set)
-    stops: set[Key] = field(default_factory=set)
+    ended: set[Pair] = field(default_factory=set)
+    stops: set[Pair] = field(default_factory=set)
 
 
 class _Cut(Struct):
@@ -51,21 +51,21 @@ class _Cut(Struct):
 
     way: Way
     cut_ms: int
-    under_way: set[Key]
-    ended: set[Key]
-    stops: set[Key]
+    under_way: set[Pair]
+    ended: set[Pair]
+    stops: set[Pair]
 
 
 class Reunion:
     """One delegate's notes. `named` is the id of an attempt's task in the child."""
 
-    def __init__(self, child: ChildSwarm, clock: Clock, named: Callable[[Key], str], cut_ms: int = CUT_MS) -> None:
+    def __init__(self, child: ChildSwarm, clock: Clock, named: Callable[[Pair], str], cut_ms: int = CUT_MS) -> None:
         self._child, self._clock, self._named, self._cut_ms = child, clock, named, cut_ms
         now = clock.now_ms()
         self._silences: dict[Way, _Silence] = {"child": _Silence(now), "parent": _Silence(now)}
-        self._under_way: set[Key] = set()
-        self._stopping: set[Key] = set()
-        self._answers: dict[Key, str] = {}
+        self._under_way: set[Pair] = set()
+        self._stopping: set[Pair] = set()
+        self._answers: dict[Pair, str] = {}
         self._cuts: asyncio.Queue[_Cut] = asyncio.Queue()
         self._settling = 0
 
@@ -86,25 +86,25 @@ class Reunion:
             silence.ended.clear()
             silence.stops.clear()
 
-    def began(self, key: Key) -> None:
+    def began(self, key: Pair) -> None:
         """An attempt is with the child, as far as it can be reached."""
         self._under_way.add(key)
 
-    def ended(self, key: Key) -> None:
+    def ended(self, key: Pair) -> None:
         """The child's verdict on an attempt is here, and is to be handed in."""
         self.heard("child")
         self._silences["parent"].ended.add(key)
 
-    def left(self, key: Key) -> None:
+    def left(self, key: Pair) -> None:
         """The delegate is no longer busy with an attempt."""
         self._under_way.discard(key)
 
-    def stopping(self, key: Key) -> None:
+    def stopping(self, key: Pair) -> None:
         """The parent wants an attempt stopped, and the child is asked to."""
         self._silences["child"].stops.add(key)
         self._stopping.add(key)
 
-    def stopped(self, key: Key, answer: str) -> None:
+    def stopped(self, key: Pair, answer: str) -> None:
         """The child has answered: "", or why there was nothing to stop."""
         self.heard("child")
         self._stopping.discard(key)
@@ -121,7 +121,7 @@ class Reunion:
             words = "swarm %s and its parent are reconciled (the way to the %s was cut for %d ms): %s"
             log.warning(words, self._child.name, report.way, report.cut_ms, said or "no task was concerned")
             try:
-                await writer.store(Event(report.member.replace("/", ":"), report))
+                await writer.store(Event(member_subject(report.member), report))
             except Rejected as error:
                 log.warning("the report was not stored: %s", error.message)
             self._settling -= 1
@@ -156,12 +156,12 @@ class Reunion:
         report.examples = {name: tasks[:EXAMPLES_MAX] for name, tasks in kinds.items() if tasks}
         return report
 
-    async def _states(self, keys: Iterable[Key]) -> dict[Key, str]:
+    async def _states(self, keys: Iterable[Pair]) -> dict[Pair, str]:
         """What the child says of its tasks; asked again while it is away once more."""
-        found: dict[Key, str] = {}
+        found: dict[Pair, str] = {}
         places = asyncio.Semaphore(ASKED_MAX)
 
-        async def ask(key: Key) -> None:
+        async def ask(key: Pair) -> None:
             async with places:
                 while True:
                     try:

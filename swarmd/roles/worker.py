@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import Completed, Event, Fact, Failed, MemberJoined, Returned, Spending, Suspended
-from swarmd.core.ids import node_member
+from swarmd.core.ids import member_subject, node_member
 from swarmd.core.state import FIRST_VERSION
 from swarmd.core.wire import ChildrenDone, Grant, Instruct, NodeAttempt, NodeStatus, Pause, Rest, WaitDone
 from swarmd.roles.attempt import AgentFailed, AttemptPorts
@@ -120,7 +120,7 @@ class Worker(MemberProcess):
         member = self._member_of[node]
         (self._resting.add if resting else self._resting.discard)(member)
         offer = self._offer(member, self._nodes[member])
-        await self._shell.writer.append(Event(member.replace("/", ":"), offer))
+        await self._shell.writer.append(Event(member_subject(member), offer))
 
     # --- attempts ---
 

@@ -11,6 +11,7 @@ from swarmd.core import effects as fx
 from swarmd.core import snapshot
 from swarmd.core.codec import Codec
 from swarmd.core.evolve import apply
+from swarmd.core.office import LeaderSettings
 from swarmd.core.state import TERMINAL, SwarmState
 from tests.core.facts import WRITERS, logs
 from tests.core.history import CHILD, NODE, OTHER, History, offer, submission
@@ -71,7 +72,7 @@ def test_a_verdict_is_final_unless_redriven(log: Log) -> None:
 @settings(deadline=None)
 def test_members_and_tasks_agree_about_what_runs(log: Log) -> None:
     history, _ = tell(log)
-    oracle = Oracle("s")
+    oracle = Oracle("s", LeaderSettings())
     oracle.state = history.state
     oracle.check_invariants()
 

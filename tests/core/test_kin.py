@@ -75,7 +75,7 @@ def test_a_parent_of_twenty_thousand_sleeps_and_is_started_again_within_a_messag
     for n, child in enumerate(task.children):
         task.children[child] = (9_000_000 + n, n % 500)
     attempt = Attempt(2, NODE, dict(task.journal))
-    start, rest = start_of(leader.state, task, attempt), list(rest_of(task, attempt))
+    start, rest = start_of(task, attempt), list(rest_of(task, attempt))
     assert (start.journal, start.children, start.steps, start.done, start.more) == ((), {}, (), (), True)
     assert sum(len(part.steps) for part in rest) == MANY // 1_000
     assert [part.n for part in rest if part.last] == [len(rest) - 1]

@@ -224,7 +224,7 @@ class Orchestrator(Process):
                 elif isinstance(event.data, Assigned) and task and event.data.member in leader.state.members:
                     member = leader.state.members[event.data.member]
                     attempt = Attempt(event.data.epoch, event.data.member, dict(task.journal))
-                    leader.links.send(member, start_of(leader.state, task, attempt))
+                    leader.links.send(member, start_of(task, attempt))
 
         return believe
 

@@ -81,7 +81,6 @@ class Swarm:
         self._writing = self._ticking = False
         self._ticks = self._moved_ms = 0
         self._by_id: dict[str, Seen] = {}
-        self._works: dict[str, int] = {}
         self._graphs: dict[str, Graph] = {}
         self._hedges: dict[tuple[str, int], None] = {}
         self._nodes: dict[str, Node] = {f"n{n:03}": Node(f"n{n:03}", m, self) for n, m in enumerate(workload.members)}
