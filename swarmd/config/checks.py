@@ -10,12 +10,13 @@ from swarmd.core.budgets import BUDGET_MAX
 from swarmd.core.errors import Rejected
 from swarmd.core.ids import check_name
 from swarmd.core.model_profile import PROFILES
+from swarmd.core.offers import CAPACITY_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from swarmd.config import Settings
-    from swarmd.config.tables import McpTable
+    from swarmd.config.tables import HiveTable, McpTable, SwarmTable
 
 
 def check(settings: Settings, where: str) -> None:
@@ -66,6 +67,8 @@ def check(settings: Settings, where: str) -> None:
         for child in children:
             if child not in hosted:
                 raise Rejected("bad_config", f"{where}: {parent} names swarm {child!r}, {_listed_names(hosted)}")
+            if children.count(child) > 1:
+                raise Rejected("bad_config", f"{where}: {parent} names swarm {child!r} twice: a child is one member")
         _check_ring(settings.children, [parent], where)
 
 
@@ -97,15 +100,18 @@ def _check_budgets(settings: Settings, where: str) -> None:
 
 
 def _check_workers(settings: Settings, where: str) -> None:
-    crews = [(f"swarm.{name}", table.workers) for name, table in settings.swarm.items()]
+    crews: list[tuple[str, SwarmTable | HiveTable]] = [(f"swarm.{name}", crew) for name, crew in settings.swarm.items()]
     if settings.hive is not None:
-        crews.append(("hive", settings.hive.workers))
-    for crew, workers in crews:
+        crews.append(("hive", settings.hive))
+    for name, crew in crews:
         try:
-            worker_range(workers)
+            worker_range(crew.workers)
         except ValueError:
-            why = f'{crew}.workers: {workers!r} is neither a number such as 2 nor a range such as "1..4"'
+            why = f'{name}.workers: {crew.workers!r} is neither a number such as 2 nor a range such as "1..4"'
             raise Rejected("bad_config", f"{where}: {why}") from None
+        if crew.capacity > CAPACITY_MAX:
+            why = f"{name}.capacity is {crew.capacity}: a node runs at most {CAPACITY_MAX} attempts at once"
+            raise Rejected("bad_config", f"{where}: {why}")
 
 
 def _check_tools(settings: Settings, where: str) -> None:

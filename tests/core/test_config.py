@@ -84,6 +84,8 @@ def test_a_key_like_no_other_lists_those_there_are() -> None:
         ('[hive]\nswarms = ["hive"]', "swarm 'hive' would contain itself: hive > hive"),
         ('[swarm.a]\nswarms = ["b"]\n[swarm.b]\nswarms = ["c"]\n[swarm.c]\nswarms = ["a"]', "a > b > c > a"),
         ('[swarm.a]\nswarms = ["x"]', "a names swarm 'x'"),
+        ('[hive]\nswarms = ["main", "main"]\n[swarm.main]', "hive names swarm 'main' twice"),
+        ("[swarm.a]\ncapacity = 100001", "at most 100000 attempts"),
         ("[provider.mine]\nconcurrency_max = 3", "provider 'mine' needs a base_url"),
         ('[price."gpt"]\ninput = 1\noutput = 1', "must be called by its model"),
         ('[price."a:b"]\ninput = -1\noutput = 1', "price"),
