@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from swarmd.core import commands
 from swarmd.core.errors import Rejected
-from swarmd.core.events import Event, Recalled
 from swarmd.core.sharing import ASKED_MAX, swarm_load
 from swarmd.core.wire import LoadQuery
 
@@ -39,7 +38,4 @@ class HiveRequests:
 
     def _on_recall(self, message: Received) -> None:
         query = commands.parse_query(message.payload)
-        leader = self._leader
-        leader.require_live(query.task)
-        fact = Recalled(term=leader.state.term, reason=query.reason[:500])
-        leader.propose(Event(query.task, fact), self._ask(message.reply))
+        self._leader.recall(query.task, query.reason, self._ask(message.reply))
