@@ -139,9 +139,10 @@ class Gatherer:
         return rows
 
     def _gather(self, commit: Commit, effects: list[fx.Effect], refused: frozenset[int]) -> None:
-        seq = commit.seq
+        seq, ended = commit.seq, set[str]()
         for effect in effects:
             if isinstance(effect, fx.Ended):
+                ended.add(effect.task.id)
                 self._end(effect, commit)
             elif isinstance(effect, fx.Queued | fx.Delayed | fx.Parked | fx.Started):
                 self._touch(effect.task, commit)
@@ -151,7 +152,9 @@ class Gatherer:
                 task = self.state.tasks.get(event.subject)
                 if touched is None and task is not None:
                     touched = self._touch(task, commit)
-                if touched is not None:
+                # What is said of a task after its end (a judgement) is not its history: rows must not depend on
+                # how often they are taken.
+                if touched is not None and (task is not None or event.subject in ended):
                     touched.history.append((seq, index))
         for effect in effects:
             if isinstance(effect, fx.Queued | fx.Ended):

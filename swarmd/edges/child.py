@@ -222,7 +222,10 @@ class Child:
         """What it said last, for an error."""
         words = [line.strip(" |+-") for line in self._last_words if line.strip(" |+-")]
         errors = [line for line in words if _RAISED.match(line)]  # a traceback of a group ends in a ruler
-        return (errors or words or [f"it said nothing; see {os.path.basename(self._file.baseFilename)}"])[-1]
+        if errors or words:
+            return (errors or words)[-1]
+        file = self._file.baseFilename  # made when the first line comes
+        return f"it said nothing; see {os.path.basename(file)}" if os.path.exists(file) else "it said nothing"
 
     def _its_error(self) -> SwarmdError:
         """The error that the child ended with, as our own."""

@@ -240,6 +240,9 @@ class Saved:
 
     async def look(self) -> list[Difference]:
         found = await verify(self._nats, self._swarm)
+        unread = [one["note"] for one in found["snapshots"] if one["note"].startswith("not readable")]
+        if unread and not found["differences"]:
+            raise Fault("not_readable", unread[0])
         return [self._difference(text) for text in found["differences"]]
 
     def _difference(self, text: str) -> Difference:

@@ -360,11 +360,12 @@ def _changed(settings: Settings, agents: tuple[str, ...], workers: str) -> Setti
 
 def _greeting(ready: Ready, settings: Settings) -> str:
     """What a person wants to know when everything works."""
-    swarm = ready.swarms[0]
+    swarm = ready.hive or ready.swarms[0]
     where = f" --data {shlex.quote(ready.data)}" if settings.data.dir else ""
     where += "" if swarm == "main" else f" --swarm {swarm}"
     first = ["see what there is:", f"  swarmd agents{where}"]
-    if "swarmd.agents" in settings.swarms[swarm].agents:
+    offers = [name for name in settings.hosted if name == swarm or ready.hive]
+    if any("swarmd.agents" in settings.crew(name).agents and workers_of(settings, name)[1] for name in offers):
         first = ["submit a task:", f'  swarmd submit echo \'{{"hello": "world"}}\' --wait{where}']
     lines = [
         f"swarmd is ready: {'hive ' + ready.hive + ' over ' if ready.hive else ''}swarm {', '.join(ready.swarms)}",

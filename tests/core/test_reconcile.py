@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmd.core.catalog import FoundTask, TaskRow
-from swarmd.core.events import Cancelled, Requeued, Reunited
+from swarmd.core.catalog import FoundTask, Gatherer, TaskRow
+from swarmd.core.codec import Codec
+from swarmd.core.events import Cancelled, Completed, Rated, Requeued, Reunited
 from swarmd.core.ids import delegated_id
 from swarmd.core.reconcile import (
     Difference,
@@ -21,6 +22,7 @@ from swarmd.core.reconcile import (
     processes,
 )
 from swarmd.core.snapshot import decode, encode
+from swarmd.core.state import SwarmState
 from swarmd.core.wire import Roll
 from tests.core.history import CHILD, NODE, OTHER, History, offer
 
@@ -177,6 +179,21 @@ def test_rows_grow_with_the_log() -> None:
     assert rows == {"t": Row("paused", 0, 5, None)}
     gather(rows, [changed("t", 4)])
     assert rows["t"].last_seq == 4
+
+
+def test_rows_are_the_same_however_often_they_are_taken() -> None:
+    history = History().running("t")
+    history.work("t", Completed(epoch=1))
+    history.lead("t", Rated(term=1, score=-0.5))  # of a finished task: it changes no row
+    often, once = dict[str, Row](), dict[str, Row]()
+    busy, idle, codec = Gatherer(SwarmState("s")), Gatherer(SwarmState("s")), Codec()
+    for record in history.records:
+        busy.fold(codec.decode(record))
+        gather(often, busy.take())
+        idle.fold(codec.decode(record))
+    gather(once, idle.take())
+    assert often == once
+    assert history.ignored() == {}
 
 
 def listed(task: str, last_seq: int, state: str = "queued") -> FoundTask:

@@ -39,7 +39,7 @@ def _add_add(group: flags.Commands) -> None:
     parser.add_argument("--overlap", choices=["allow", "skip"], default="allow", help="skip while the last task lives")
     parser.add_argument("--priority", type=int, default=0, help="-1000 to 1000, higher first")
     parser.add_argument("--timeout", default="", metavar="TIME", help="a task gives up after so long")
-    parser.add_argument("--tenant", default="")
+    parser.add_argument("--tenant", default="", help="for whom; tenants share slots by weight")
     parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
     parser.add_argument("--attempts-max", type=int, default=3, metavar="N", help="attempts before a task is dead")
     parser.add_argument("--budget", action="append", default=[], metavar="KEY=N", help="what each task may spend")
