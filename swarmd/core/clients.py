@@ -51,7 +51,7 @@ ASKED: Final = (
 )
 
 
-class Commands:
+class ClientSide:
     """The part of a leader that clients talk to."""
 
     state: SwarmState

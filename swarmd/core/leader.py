@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from swarmd.core import effects as fx
 from swarmd.core.asks import Ask, Asks
-from swarmd.core.clients import ASKED, Commands
+from swarmd.core.clients import ASKED, ClientSide
 from swarmd.core.codec import Commit, Garbage
 from swarmd.core.commits import WINDOW
 from swarmd.core.door import Door
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from swarmd.core.health import LinkKey
 
 
-class Leader(Commands):
+class Leader(ClientSide):
     """One orchestrator, leading or standing by. `state` is its fold and nobody else's."""
 
     def __init__(

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 EXPIRED: Final = Failure("expired", "the deadline passed before a verdict")
 PARENT_ENDED: Final = Failure("parent_ended", "its parent ended")
+#: How the verdict on a task says that nobody had begun it when it was wanted elsewhere.
+RECALLED: Final = "recalled"
 
 
 def lost_members(victims: tuple[str, ...] = ()) -> Failure:
@@ -24,7 +26,7 @@ def lost_members(victims: tuple[str, ...] = ()) -> Failure:
 
 def recalled(reason: str) -> Failure:
     """The end of a task that is to be placed elsewhere."""
-    return Failure("recalled", reason or "it is to be placed elsewhere")
+    return Failure(RECALLED, reason or "it is to be placed elsewhere")
 
 
 def outcome_of(ended: Ended) -> Outcome:

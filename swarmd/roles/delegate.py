@@ -21,6 +21,8 @@ from swarmd.core.budgets import amounts_of
 from swarmd.core.errors import UNREADABLE, Conflict, Fault, Rejected
 from swarmd.core.events import NULL, Completed, Fact, Failure, MemberJoined, Returned, Spending
 from swarmd.core.ids import delegated_id, swarm_member
+from swarmd.core.offers import AGENTS_MAX
+from swarmd.core.outcomes import RECALLED
 from swarmd.core.sharing import RING_LABEL, labels_for, path_of
 from swarmd.core.wire import Heartbeat, Load, Outcome, Roll, RollQuery, Submission, SwarmLoad
 from swarmd.ports import Blobs
@@ -47,10 +49,7 @@ FULL_LOOKS: Final = 8
 SILENCES_MAX: Final = 8
 #: No child is offered with more slots than this, whatever it says.
 CAPACITY_MAX: Final = 10_000
-AGENTS_MAX: Final = 1_000
 _FULL: Final = ("swarm_full", "store_full", "log_full")
-#: How the verdict on a task says that nobody had begun it when it was wanted elsewhere.
-RECALLED: Final = "recalled"
 #: Nothing stops a sound attempt from being tried under another id, or after a ring of swarms is taken apart.
 _TRY_AGAIN: Final = ("id_taken", "id_too_old", "hive_ring")
 
