@@ -122,7 +122,7 @@ def swarm_of(args: argparse.Namespace) -> str:
     return check_name("swarm", getattr(args, "swarm", "main"))
 
 
-def labels_of(pairs: list[str]) -> dict[str, str]:
+def labels_of(pairs: list[str], flag: str = "--label") -> dict[str, str]:
     """`KEY=VALUE` pairs as a mapping. Raises `Rejected("bad_usage")`."""
     from swarmd.core.errors import Rejected
 
@@ -130,7 +130,7 @@ def labels_of(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator or not key:
-            raise Rejected("bad_usage", f"--label {pair!r}: write KEY=VALUE")
+            raise Rejected("bad_usage", f"{flag} {pair!r}: write KEY=VALUE")
         labels[key] = value
     return labels
 

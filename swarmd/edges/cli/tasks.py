@@ -131,7 +131,7 @@ async def _submit_over(session: Session, wanted: Any, begin_ms: int) -> int:
         "tenant": args.tenant,
         "concurrency_key": args.key,
         "labels": flags.labels_of(args.label),
-        "requires": flags.labels_of(args.require),
+        "requires": flags.labels_of(args.require, "--require"),
         "retry": RetryPolicy(attempts_max=args.attempts_max),
         "budget": budget_of(args.budget),
     }
@@ -300,7 +300,7 @@ def swarm_text(status: SwarmStatus) -> str:
         f"tasks    {tasks}",
         f"so far   {', '.join(f'{count} {name}' for name, count in counted.items()) or 'nothing'}",
     ]
-    lines += [f"child    {child_text(m.member, m.load)}" for m in status.members if m.load is not None]
+    lines += [f"child    {child_text(m.member, m.load, m.capacity)}" for m in status.members if m.load is not None]
     lines += [f"waiting  {count} for agent {agent}" for agent, count in sorted(status.waiting.items())]
     lines += [f"next     {moment_text(due.next_ms)} {due.id} ({due.agent})" for due in _soonest(status)]
     lines += [f"refusing {status.refusing}"] if status.refusing else []
@@ -308,11 +308,12 @@ def swarm_text(status: SwarmStatus) -> str:
     return "\n".join(lines)
 
 
-def child_text(member: str, load: Load) -> str:
-    """What a child swarm has to do."""
+def child_text(member: str, load: Load, capacity: int) -> str:
+    """What a child swarm has to do, as far as its delegate knows: one of no `capacity` may not have answered lately."""
     waits = f"{load.queued} of its tasks wait, {load.waiting} of ours" if load.queued else "nothing waits"
     name = member.partition("/")[2]
-    return f"{name}: {load.free} slots free, {waits}, {load.members} members, answers in {load.latency_ms} ms"
+    seen = f"{load.free} slots free, {waits}, {load.members} members, answers in {load.latency_ms} ms"
+    return f"{name}: {seen}" if capacity else f"{name}: no new work (silent, full or leaving); last seen: {seen}"
 
 
 def _soonest(status: SwarmStatus) -> list[NextSlot]:
