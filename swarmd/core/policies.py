@@ -34,6 +34,8 @@ RUNS_MIN: Final = 20
 GOOD_SHARE: Final = 0.25
 #: A member that costs `c` times as much gets work when `PATIENCE * (c - 1)` tasks wait for each slot of better ones.
 PATIENCE: Final = 0.75
+#: The load of a member that is to have a probe.
+_PROBE: Final = -1.0
 #: How long a view of who is slow is good for, in milliseconds.
 VIEW_MS: Final = 250
 
@@ -102,7 +104,9 @@ class _ByLoad:
     def __init__(self, members: list[Member], free: dict[str, int]) -> None:
         self._free = free
         # Ties go by a hash: by name all work of an idle swarm would go to the nodes of one process.
-        self._heap = [(1 - free[m.id] / m.capacity, _tie(m.id), m) for m in members]
+        # Whoever is set apart has a slot only when a probe is due, and that comes first: else who has many idle
+        # neighbours would never be tried again.
+        self._heap = [(_PROBE if m.quarantined else 1 - free[m.id] / m.capacity, _tie(m.id), m) for m in members]
         heapq.heapify(self._heap)
 
     def __len__(self) -> int:
@@ -118,7 +122,7 @@ class _ByLoad:
                 heapq.heappop(able)
                 continue
             now = 1 - slots / member.capacity
-            if now > load:
+            if now > load != _PROBE:
                 heapq.heapreplace(able, (now, tie, member))
                 continue
             free[member.id] = slots - 1
@@ -199,8 +203,8 @@ class _Adaptive(Choice):
     """Good members first. Dear ones when waiting for a good one would cost as much, the least dear first."""
 
     def __init__(self, able: list[Member], free: dict[str, int], view: _View, expected_ms: int) -> None:
-        good = [member for member in able if member.id not in view.dear]
-        dear = [(view.dear[member.id], member.id, member) for member in able if member.id in view.dear]
+        good = [member for member in able if member.id not in view.dear or member.quarantined]
+        dear = [(view.dear[m.id], m.id, m) for m in able if m.id in view.dear and not m.quarantined]
         self._free, self._good_slots = free, view.good_slots
         self._good = _ByLoad(good, free)
         self.peers = good

@@ -76,6 +76,22 @@ def test_who_fails_is_set_apart_probed_and_taken_back() -> None:
     assert made.runs("x") > before, "it works like any other"
 
 
+def test_who_has_many_slots_and_idle_neighbours_is_probed_all_the_same() -> None:
+    made = Ward()
+    made.start()
+    made.hire("v", "w", "x", capacity=8, idempotent=False)
+    made.bad = {"x": "a"}
+    made.work(4)
+    made.pass_time(1_000)
+    assert made.apart() == ["x"]
+    made.bad = {}
+    for n in range(120):  # a trickle, which the others have room for
+        made.submit(f"single{n}")
+        made.pass_time(100)
+        made.report(f"single{n}")
+    assert made.apart() == []
+
+
 def test_probes_come_less_often_as_long_as_they_fail() -> None:
     made = ward("v", "w", "x")
     made.bad = {"x": "a"}
