@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 #: Raised whenever `evolve` gives the same log another meaning: older snapshots are then not used.
-FOLD_VERSION: Final = 5
+FOLD_VERSION: Final = 6
 
 TaskState = Literal[
     "queued",
