@@ -167,6 +167,9 @@ class NatsServer:
             "logfile_max_num: 3",
             "jetstream {",
             f"  store_dir: {quote(str(self.directory))}",
+            # Streams reserve their limits, and the broker would allow three quarters of the free disk for all of them:
+            # a few swarms would not start on a small disk. How full it really is `up` watches itself.
+            "  max_file_store: 64TB",
             f"  sync_interval: {'always' if self._sync_always else quote('2m')}",
         ]
         if self._version >= (2, 15):

@@ -276,6 +276,7 @@ def _redriven(state: SwarmState, commit: Commit, index: int, subject: str, fact:
     state.older_tombstones.pop(subject, None)
     task.failures = task.deadline_at_ms = 0
     task.victims = ()
+    task.failed_by = ""
     enter(state, task)
     if task.epoch:
         state.idle[subject] = None

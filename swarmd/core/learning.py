@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from msgspec import structs
+
 from swarmd.core import effects as fx
 from swarmd.core import experience
 from swarmd.core.events import Quarantined, Rated, Readmitted, Recalled
@@ -49,8 +51,10 @@ def _rated(state: SwarmState, commit: Commit, index: int, subject: str, fact: Ra
     if buried is None:
         return "unknown_task"
     member = state.members.get(buried.member)
-    if member is not None:
+    if member is not None and not buried.rated:  # however often somebody says it, it is one task that was done
         experience.rated(_pace(member, buried.agent), min(1.0, max(-1.0, fact.score)))
+    generation = state.tombstones if subject in state.tombstones else state.older_tombstones
+    generation[subject] = structs.replace(buried, rated=True)
     return ""
 
 

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
     from swarmd.core.codec import Commit
 
+#: Instead of the member at which a task has failed, once there are two.
+_SEVERAL: Final = "*"
 #: No child has a longer way ahead (ten years).
 RANK_MS_MAX: Final = 10 * 366 * 86_400_000
 
@@ -303,7 +305,10 @@ def _failed(state: SwarmState, commit: Commit, index: int, subject: str, fact: F
     if fact.spent is not NOTHING_SPENT:
         spend_last(state, task, attempt, fact.spent)
     task.failures += 1
-    if fact.retryable:
+    elsewhere = task.failed_by not in ("", attempt.member)
+    task.failed_by = _SEVERAL if elsewhere else attempt.member
+    # What fails wherever it is tried says nothing of those who try it.
+    if fact.retryable and (not elsewhere or state.members[attempt.member].quarantined):
         learn(state, task, attempt, commit.at_ms, failed=True)
     if fact.retryable and len(task.attempts) > 1:
         retire(state, task, fact.epoch)

@@ -113,7 +113,7 @@ class Task(Struct, omit_defaults=True, gc=False):
     """A live task. `attempts` holds the live epochs: none while it waits, two when hedged.
 
     `since_ms` is when its submission was stored, a child's when its eldest ancestor's was. `victims` are the members
-    that were lost while they ran it.
+    that were lost while they ran it, `failed_by` is where its attempts failed ("*": at several).
 
     `waits` are the groups that a suspended task waits for, each with what is still unresolved of it. `awaited` are
     all its waits by step key, `told` the places of its instructions. What a task does not have is an empty tuple, or
@@ -132,6 +132,7 @@ class Task(Struct, omit_defaults=True, gc=False):
     rank_ms: int = 0
     concurrency_key: str = ""
     victims: tuple[str, ...] = ()
+    failed_by: str = ""
     spent_tokens: int = 0
     spent_steps: int = 0
     spent_microusd: int = 0
@@ -175,6 +176,7 @@ class Tombstone(Struct, frozen=True, omit_defaults=True, gc=False):
     verdict: Place
     agent: str = ""
     member: str = ""
+    rated: bool = False
 
 
 class Member(Struct):

@@ -45,8 +45,8 @@ SILENT_MS: Final = 900
 ROLL_MS_MAX: Final = 2_000
 #: A child that refused work as full gets none for so many looks.
 FULL_LOOKS: Final = 8
-#: A child that has not answered so often in a row gets no new work.
-SILENCES_MAX: Final = 8
+#: A child that has not answered for so long gets no new work.
+UNANSWERED_MS: Final = 2_000
 #: No child is offered with more slots than this, whatever it says.
 CAPACITY_MAX: Final = 10_000
 _FULL: Final = ("swarm_full", "store_full", "log_full")
@@ -91,7 +91,8 @@ class Delegate(MemberProcess):
         self._capacity_max = min(settings.capacity_max, CAPACITY_MAX)
         self._offer, self._announced = Offer(), Offer()
         self._full_looks = 0
-        self._silences = 0
+        self._answered_ms = ports.parent.clock.now_ms()
+        self._silent = False
         self._reunion = Reunion(ports.child, ports.parent.clock, self._delegated, settings.cut_ms)
         self._load: Load | None = None
         self._ring = False
@@ -143,7 +144,7 @@ class Delegate(MemberProcess):
 
     def _current(self) -> Offer:
         """A full child, a silent one, one that contains its parent, and a leaving delegate offer no slot."""
-        withheld = self._draining or self._ring or self._full_looks > 0 or self._silences > SILENCES_MAX
+        withheld = self._draining or self._ring or self._full_looks > 0 or self._silent
         return Offer(self._offer.agents, 0, self._ring) if withheld else self._offer
 
     async def _watch(self) -> None:
@@ -159,11 +160,12 @@ class Delegate(MemberProcess):
         try:
             seen = await self._child.look()
         except Fault as error:
-            self._silences += 1
-            if self._silences == SILENCES_MAX + 1:
+            if not self._silent and self._shell.clock.now_ms() - self._answered_ms > UNANSWERED_MS:
+                self._silent = True
                 log.warning("swarm %s does not answer (%s): it gets no new work", self._child.name, error.message)
             return
-        self._silences, self._load = 0, seen.load
+        self._answered_ms, self._silent = self._shell.clock.now_ms(), False
+        self._load = seen.load
         self._reunion.heard("child")
         self._full_looks = FULL_LOOKS if seen.refusing else max(0, self._full_looks - 1)
         if self._who.swarm in seen.load.below:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+#: The broker's library leaves the sockets of connections that it could not make to the collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 try:
     find_nats_server()
 except Rejected:
