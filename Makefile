@@ -30,6 +30,9 @@ run: $(VENV)/.run ## run the demo on the project's own documents
 test: $(VENV)/.test ## run the whole suite, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+test-long: $(VENV)/.test ## run what the suite has only a shorter form of
+	$(BIN)/python -m pytest -m long
+
 test-all: $(VENV)/.dev ## as test, and demand the tools that some tests need
 	SWARMD_DEMAND_TOOLS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 

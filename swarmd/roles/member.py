@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEARTBEAT_MS: Final = 250
-JOIN_MS: Final = 30_000
+JOIN_MS: Final = 15_000
 HEED_MS: Final = 2_000
 #: A list that makes a heartbeat longer than this is left out.
 HEARTBEAT_BYTES_MAX: Final = 512 * 1024

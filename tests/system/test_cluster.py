@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import time
 from collections import Counter
@@ -22,11 +23,18 @@ from tests.system.rig import SWARM, Load, Rig, a_rig, running
 from tests.system.swarms import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-#: The broker's library leaves the sockets of connections that it could not make to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """The broker's library leaves the sockets of connections that it could not make to the collector: not to others."""
+    yield
+    gc.collect()
+
 
 try:
     find_nats_server()
@@ -119,7 +127,7 @@ async def test_the_leader_of_the_log_is_killed_under_load(cluster: Cluster, rig:
     await load.check()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_each_broker_dies_in_turn_and_catches_up(cluster: Cluster, rig: Rig) -> None:
     """Blobs, snapshots and the lease are on each: large inputs and outputs, a leader that starts from a snapshot."""
     await rig.start("observer", "v1", SWARMD_OBSERVER_SNAPSHOT_COMMITS="20")
@@ -180,7 +188,7 @@ async def test_copies_are_made_when_the_setting_says_more(cluster: Cluster, tmp_
         assert await rig.client.run("echo", "still here") == "still here"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_broker_that_hangs_is_left(cluster: Cluster, rig: Rig) -> None:
     load = Load(rig, paced=True)
     async with asyncio.TaskGroup() as group:

@@ -75,6 +75,7 @@ async def rival_verdicts(rig: Rig) -> list[str]:
     return twice
 
 
+@pytest.mark.long
 async def test_leaders_that_freeze_in_turn_under_load_end_in_one_truth(tmp_path: Path) -> None:
     """Split brain for real: each thaws while the other leads, with its decisions and its connection intact."""
     async with a_rig(tmp_path) as rig:
