@@ -27,7 +27,7 @@ PolicyName = Literal["adaptive", "pull", "random", "round-robin", "least-loaded"
 Rule = Literal["load", "speed", "fit", "only", "probe", "hedge"]
 #: Members whose cost is within this factor of good ones are alike, and those within so many standard errors.
 ALIKE: Final = 1.3
-DOUBTS: Final = 4.0
+DOUBTS: Final = 3.25
 #: So many attempts of an agent must have ended before its members can be told apart.
 RUNS_MIN: Final = 20
 #: Good is this share of the members from the best.
