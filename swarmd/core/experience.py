@@ -26,6 +26,8 @@ FADE_RUNS: Final = 60
 FADE_MS: Final = 60_000
 #: A duration that is longer than four times the expected one counts as if it were off by no more standard deviations.
 FAR, BOUND = log(4), 2.5
+#: The logarithm of 10 ms: shorter attempts are alike, since it is the way to the member that they differ by.
+SHORT: Final = log(10)
 #: After so many observations an average is believed.
 SURE: Final = 5
 
@@ -112,7 +114,7 @@ def ran(learned: Learned, pace: Pace, duration_ms: int, at_ms: int) -> None:
     mean_ms, log_ms = learned.mean_ms, learned.log_ms
     learned.mean_ms = mean_ms + weight * (duration_ms - mean_ms)
     pace.runs = own = pace.runs + 1
-    off = logarithm - log_ms
+    off = max(logarithm, SHORT) - log_ms
     if runs > 1:
         slow, log_var = pace.slow, learned.log_var
         around = off - slow  # what the member is known to be off by is not chance

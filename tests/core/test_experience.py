@@ -81,6 +81,14 @@ def test_who_is_like_the_others_is_not_called_slow() -> None:
     assert max(costs) - min(costs) < log(1.3)
 
 
+def test_attempts_shorter_than_the_way_to_a_member_tell_nobody_apart() -> None:
+    learned, quick, slow = Learned(), Pace(), Pace()
+    for at_ms in range(200):
+        ran(learned, quick, 0, at_ms)
+        ran(learned, slow, 9, at_ms)
+    assert quick.slowness() == slow.slowness() == 1.0
+
+
 def test_what_was_seen_long_ago_is_forgotten() -> None:
     learned, paces = swarm_of(6.0, 20)
     now = paces[0].log_cost(learned, paces[0].at_ms)
