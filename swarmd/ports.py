@@ -134,6 +134,23 @@ class Embedder(Protocol):
     def embed(self, texts: Sequence[str]) -> list[list[float]]: ...
 
 
+class Embeddings(Protocol):
+    """An `Embedder` for an event loop: many callers, one pace. The `id` is that of what makes the vectors."""
+
+    id: str
+    dimension: int
+
+    async def vectors(self, texts: Sequence[str]) -> list[Sequence[float]]:
+        """One unit vector per text, in order, as `array('f')`: shared with other callers, so never changed by them.
+
+        `numpy.frombuffer(vector, "float32")` is a view of one. Raises `Fault` where another try may help (after
+        `retry_after_ms`, if that is said), `Rejected` where it will not.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
 class Memory(Struct, omit_defaults=True):
     """One remembered passage; `seq` is its place in the memory log (0 before it is stored there)."""
 

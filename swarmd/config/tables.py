@@ -180,7 +180,8 @@ class McpTable(Struct, frozen=True, forbid_unknown_fields=True):
 class MemoryTable(Struct, frozen=True, forbid_unknown_fields=True):
     """The shared memory; `uri` names a Milvus server of one's own, "" embeds Milvus Lite.
 
-    `embedder` is "hash" or `provider:model`; its dimension is needed where the model is not a known one.
+    `embedder` is "hash", "hash:DIMENSION", "model:DIRECTORY" or `provider:model`; the dimension is needed where such a
+    model is not a known one. What it may be asked in a minute is counted by each memory node for itself.
     """
 
     name: Name = "shared"
@@ -190,6 +191,9 @@ class MemoryTable(Struct, frozen=True, forbid_unknown_fields=True):
     log_bytes_max: Positive = 4 * 1024**3
     embedder: str = "hash"
     embedder_dimension: Natural = 0
+    embedder_requests_per_minute: Natural = 0
+    embedder_tokens_per_minute: Natural = 0
+    embedder_cache_bytes: Natural = 64 * 1024**2
 
 
 class ObserverTable(Struct, frozen=True, forbid_unknown_fields=True):

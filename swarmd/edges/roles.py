@@ -13,11 +13,11 @@ from swarmd.core.errors import Rejected
 from swarmd.core.ids import check_name
 from swarmd.edges import wiring
 from swarmd.edges.cli.flags import labels_of
+from swarmd.edges.embeddings import blocking_embedder
 from swarmd.edges.loading import OpenTools, load_agents
 from swarmd.edges.open_models import OpenModels
 from swarmd.edges.settings import (
     data_dir,
-    embedder_of,
     leader_settings,
     mcp_settings,
     model_settings,
@@ -175,7 +175,7 @@ def _memory(args: argparse.Namespace, settings: Settings, name: str) -> Role:
         log_bytes_max=table.log_bytes_max,
         replicas=settings.limits.replicas,
         rebuild=args.rebuild,
-        embedder=embedder_of(settings),
+        embedder=blocking_embedder("", settings),
     )
 
     async def run(nats: NatsSettings, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]) -> None:

@@ -16,7 +16,7 @@ from msgspec import Struct
 from swarmd import config
 from swarmd.adapters.broker_users import read_credentials
 from swarmd.adapters.mcp_session import McpServerSettings
-from swarmd.adapters.models import ModelSettings, open_embedder
+from swarmd.adapters.models import ModelSettings
 from swarmd.adapters.nats_connect import NatsSettings, redact_url
 from swarmd.adapters.streams import StreamLimits
 from swarmd.adapters.tools import ToolSettings
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from swarmd.config import Overrides, Settings
-    from swarmd.ports import Embedder
 
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
 #: What `up` writes into its data directory when it is ready, so that `--data DIR` finds its broker.
@@ -258,16 +257,6 @@ def model_settings(settings: Settings) -> Callable[[str], ModelSettings]:
         )
 
     return named
-
-
-def embedder_of(settings: Settings) -> Embedder | None:
-    """The embedder of the shared memory, None for the built-in one. Raises `Rejected` for one that cannot work."""
-    table = settings.memory
-    if table.embedder == "hash":
-        return None
-    if ":" not in table.embedder:
-        raise Rejected("bad_config", f"memory.embedder is 'hash' or 'provider:model', not {table.embedder!r}")
-    return open_embedder(model_settings(settings)(table.embedder), table.embedder_dimension)
 
 
 def profile_of(settings: Settings, provider: str) -> Profile | None:

@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 
-from swarmd import config
 from swarmd.adapters.models import ModelSettings, open_embedder
 from swarmd.adapters.openai_client import Endpoint
 from swarmd.adapters.openai_embedder import BATCH, OpenAIEmbedder
 from swarmd.core.errors import Fault, Rejected, SwarmdError
 from swarmd.core.model_profile import Profile
-from swarmd.edges.settings import embedder_of
 from tests.contract.scripted_http import Asked, http, serving
 
 if importlib.util.find_spec("openai") is None:
@@ -106,16 +104,6 @@ def test_what_cannot_work_is_refused_at_once() -> None:
         assert caught.value.code == code
     known = open_embedder(ModelSettings("openai:text-embedding-3-small"), environ={"OPENAI_API_KEY": KEY})
     assert (known.id, known.dimension) == ("openai:text-embedding-3-small-1536", 1536)
-
-
-def test_the_memory_takes_its_embedder_from_the_settings() -> None:
-    assert embedder_of(config.load("", {})) is None
-    text = '[memory]\nembedder = "mine:e"\nembedder_dimension = 3\n[provider.mine]\nbase_url = "http://127.0.0.1:9/v1"'
-    made = embedder_of(config.load(text, {}))
-    assert made is not None
-    assert made.id == "mine:e-3"
-    with pytest.raises(Rejected, match="provider:model"):
-        embedder_of(config.load('[memory]\nembedder = "minilm"', {}))
 
 
 @pytest.mark.skipif(not HAS_LLMOCK, reason="needs llmock: pip install 'swarmd[models,test]'")

@@ -28,9 +28,10 @@ def _config_check(args: argparse.Namespace) -> int:
     import os
 
     from swarmd.edges.cli.session import as_json
+    from swarmd.edges.embeddings import blocking_embedder
     from swarmd.edges.loading import OpenTools, load_agents
     from swarmd.edges.open_models import OpenModels
-    from swarmd.edges.settings import embedder_of, mcp_settings, model_settings, nats_of, tool_settings
+    from swarmd.edges.settings import mcp_settings, model_settings, nats_of, tool_settings
 
     args.config = args.file or getattr(args, "config", "") or os.environ.get("SWARMD_CONFIG", "")
     settings = flags.settings_of(args)
@@ -39,7 +40,7 @@ def _config_check(args: argparse.Namespace) -> int:
     tools = OpenTools(tool_settings(settings), settings.tool, mcp=mcp_settings(settings))
     for model in (settings.model.name, *settings.model.fallbacks):
         models(model)
-    embedder_of(settings)
+    blocking_embedder("", settings)
     found: dict[str, list[str]] = {}
     for swarm in [*settings.swarms, *([settings.hive.name] if settings.hive else [])]:
         modules, programs = settings.crew(swarm).agents, settings.programs(swarm)
