@@ -13,7 +13,8 @@ from swarmd.core.errors import Rejected
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from swarmd.ports import Memory, RecallQuery
+    from swarmd.core.memory import Memory
+    from swarmd.ports import RecallQuery
 
 TEXT_BYTES_MAX = 32_768
 """Largest text of one memory in UTF-8. A vector store holds 65,535 bytes; longer texts recall badly as one passage."""

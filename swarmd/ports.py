@@ -5,10 +5,13 @@ Every await here is bounded by its implementation: it returns or raises `Rejecte
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from msgspec import Struct, field
+
+from swarmd.core.memory import Memory
+from swarmd.core.memory_filter import Filter
 
 if TYPE_CHECKING:
     from swarmd.core.catalog import FindQuery, FoundTask, TaskRow
@@ -151,16 +154,101 @@ class Embeddings(Protocol):
     async def close(self) -> None: ...
 
 
-class Memory(Struct, omit_defaults=True):
-    """One remembered passage; `seq` is its place in the memory log (0 before it is stored there)."""
+class Row(Struct):
+    """A memory with its vector (unit length, float32), as it goes into a store."""
+
+    memory: Memory
+    vector: Sequence[float]
+
+
+class Hit(Struct, omit_defaults=True):
+    """A recalled memory; `score` is a fused rank score: only its order means something.
+
+    `similarity` is the cosine of its vector and the query's, NaN where the query has no vector.
+    """
+
+    memory: Memory
+    score: float
+    similarity: float = float("nan")
+
+
+class VectorQuery(Struct, omit_defaults=True):
+    """What to recall: the nearest `k` by words (`text`), by `vector`, or by both, that `where` lets through.
+
+    `now_ms` is the time by which memories expire. `diversity` 0 takes the best, up to 1 what differs most among them.
+    """
+
+    text: str = ""
+    vector: Sequence[float] | None = None
+    k: int = 5
+    where: Filter | None = None
+    now_ms: int = 0
+    min_similarity: float = -1.0
+    diversity: float = 0.0
+
+
+class Pin(Struct, frozen=True):
+    """What the vectors of a store are made by, and their length: a store of another pin is refused."""
+
+    embedder: str
+    dimension: int
+
+
+class HeldRow(Struct):
+    """What a store holds of a memory, for a comparison with the log: which version, and whether it says the same.
+
+    `digest` is `passages.digest_of` of the memory.
+    """
 
     id: str
-    text: str
-    source: str = ""
-    labels: dict[str, str] = field(default_factory=dict)
-    author: str = ""
-    task: str = ""
-    seq: int = 0
+    seq: int
+    digest: bytes
+
+
+class VectorStore(Protocol):
+    """The searchable projection of a memory log. One caller writes; upserts are idempotent by memory id."""
+
+    async def open(self) -> int:
+        """Open or create; return the sequence up to which the log is applied (0 when empty).
+
+        Returns when the store is warm: its first search is as fast as its later ones.
+        """
+        ...
+
+    async def apply(self, rows: Sequence[Row], forgotten: Sequence[str], upto: int, *, fresh: bool = False) -> None:
+        """Upsert and delete, then record that the log is applied up to sequence `upto`.
+
+        `fresh` says that none of the rows' ids can be in the store: they are inserted, which is faster.
+        """
+        ...
+
+    async def search(self, queries: Sequence[VectorQuery]) -> list[list[Hit]]: ...
+
+    def held(self) -> AsyncIterator[list[HeldRow]]:
+        """Every memory that the store holds, in pages, each once."""
+        ...
+
+    async def count(self) -> int: ...
+
+    async def drop(self) -> None:
+        """Delete everything; `open` then starts a new store, to be filled from the log."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class VectorStores(Protocol):
+    """The stores of one memory log: one for each generation, and one for each view of the past."""
+
+    def store(self, name: str, pin: Pin) -> VectorStore:
+        """The store of that name ("g1", "asof_120"); nothing happens until it is opened."""
+        ...
+
+    async def names(self) -> list[str]:
+        """Those that exist. Raises `Fault`."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 class Passage(Struct, omit_defaults=True):

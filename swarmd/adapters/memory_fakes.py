@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from msgspec import Struct, field
 
 from swarmd.core.errors import Fault, Rejected
+from swarmd.core.memory import Memory
 from swarmd.passages import candidates, check_memory, check_query, fuse
-from swarmd.ports import Embedder, Memory, Passage, RecallQuery
+from swarmd.ports import Embedder, Passage, RecallQuery
 from swarmd.ranking import bm25
 from swarmd.text import stems
 

@@ -1,4 +1,4 @@
-"""The fold of a memory's log: which memories there are, and which wish to remember is a repeat.
+"""The fold of a memory's log: which memories there are, who read them, what is watched, and which wish is a repeat.
 
 Texts are not kept, only what tells a repeat from another text under the same id, and where the text is in the
 log. The vector store is a second projection of the same log; this fold says what belongs into it. Pure.
@@ -7,6 +7,7 @@ log. The vector store is a second projection of the same log; this fold says wha
 from __future__ import annotations
 
 import hashlib
+from sys import intern
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct, field
@@ -15,42 +16,84 @@ from swarmd.core.codec import Commit, Garbage
 from swarmd.core.commits import admit
 from swarmd.core.errors import Conflict, Rejected
 from swarmd.core.events import Event, Fact
-from swarmd.core.memory import Forgotten, Remembered, Revoked
+from swarmd.core.memory import (
+    SHARED,
+    Forgotten,
+    Matched,
+    Memory,
+    Read,
+    Rebuilt,
+    RememberedV2,
+    Revoked,
+    Unwatched,
+    Updated,
+    Version,
+    Watched,
+    version_of,
+)
 from swarmd.core.state import Counters, Place, WriterWindow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 #: Only memory nodes write a memory's log.
 MEMORY_ROLE: Final = "memory"
+#: Matches that are kept for a watcher that does not fetch them; older ones are counted as missed.
+MATCHES_MAX: Final = 10_000
 
 
-class Known(Struct):
-    """A memory id that was used: the digest and place of its text, and where it was dropped (0: it was not)."""
+class Known(Struct, gc=False):
+    """A memory id that was used: the digest of its first text, the places of its first and its present version.
+
+    `gone_seq` is where it was dropped (0: it was not). `readers` are tasks (swarm/task), each with the sequence of the
+    version that it read first. Nothing in it refers back to it, so the garbage collector need not look.
+    """
 
     digest: bytes
+    first: Place
     place: Place
+    since_ms: int = 0
+    expires_at_ms: int = 0
     gone_seq: int = 0
+    revoked: bool = False
+    space: str = SHARED
+    author: str = ""
+    swarm: str = ""
+    task: str = ""
+    step: str = ""
+    readers: dict[str, int] | None = None
+    updates: tuple[int, ...] = ()  #: sequences of the versions after the first
+
+
+class Watch(Struct):
+    """A watch since `seq`, and its matches that were not fetched: (place in the log, memory, version, cosine)."""
+
+    fact: Watched
+    seq: int
+    matches: list[tuple[int, str, int, float]] = field(default_factory=list)
+    missed: int = 0
 
 
 class MemoryState(Struct):
-    """Everything a memory's log says up to sequence `seq`, but for the texts."""
+    """Everything a memory's log says up to sequence `seq`, but for the texts.
+
+    `matched` is the place of the last version that was matched against the watches. `wrote` and `read` tell what
+    a task did, by swarm/task.
+    """
 
     memory: str
     seq: int = 0
     message_id: str = ""
     known: dict[str, Known] = field(default_factory=dict)
     live: int = 0
+    spaces: dict[str, int] = field(default_factory=dict)
+    watches: dict[str, Watch] = field(default_factory=dict)
+    matched: Place = (0, 0)
+    rebuilt: Rebuilt | None = None
+    wrote: dict[str, list[str]] = field(default_factory=dict)
+    read: dict[str, list[str]] = field(default_factory=dict)
     writers: dict[str, WriterWindow] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
-
-
-class Kept(Struct):
-    """A memory that belongs into the store."""
-
-    id: str
-    fact: Remembered
-    seq: int
 
 
 def digest(text: str) -> bytes:
@@ -74,26 +117,136 @@ def apply(state: MemoryState, commit: Commit | Garbage) -> None:
         elif commit.role != MEMORY_ROLE:
             _ignore(state, "wrong_role")
         else:
-            why = _fold(state, event.subject, event.data, (commit.seq, index))
+            why = _fold(state, event, (commit.seq, index), commit.at_ms)
             if why:
                 _ignore(state, why)
 
 
-def _fold(state: MemoryState, memory: str, fact: Fact, place: Place) -> str:
+def _fold(state: MemoryState, event: Event, place: Place, at_ms: int) -> str:
+    fact = event.data
+    version = version_of(fact)
+    if isinstance(version, RememberedV2):
+        return _remembered(state, event.subject, version, place, at_ms)
+    transition = _TRANSITIONS.get(type(fact))
+    return "unknown_fact" if transition is None else transition(state, event.subject, fact, place)
+
+
+def _remembered(state: MemoryState, memory: str, fact: RememberedV2, place: Place, at_ms: int) -> str:
     known = state.known.get(memory)
-    if isinstance(fact, Remembered):
-        if known is not None:
-            return "repeated_id" if known.digest == digest(fact.text) else "id_taken"
-        state.known[memory] = Known(digest(fact.text), place)
-        state.live += 1
-        return ""
+    text = digest(fact.text)
+    if known is not None:
+        return "repeated_id" if known.digest == text else "id_taken"
+    space = intern(fact.space)
+    state.known[memory] = Known(
+        text,
+        place,
+        place,
+        at_ms,
+        fact.expires_at_ms,
+        space=space,
+        author=intern(fact.author),
+        swarm=intern(fact.swarm),
+        task=fact.task,
+        step=fact.step,
+    )
+    state.live += 1
+    state.spaces[space] = state.spaces.get(space, 0) + 1
+    if fact.task:
+        state.wrote.setdefault(f"{fact.swarm}/{fact.task}", []).append(memory)
+    return ""
+
+
+def _updated(state: MemoryState, memory: str, fact: Updated, place: Place) -> str:
+    known = state.known.get(memory)
     if known is None:
         return "unknown_memory"
     if known.gone_seq:
         return "already_gone"
-    known.gone_seq = place[0]
-    state.live -= 1
+    if known.place[0] != fact.replaces:
+        return "stale_update"
+    if place[0] == fact.replaces:  # one commit: the two versions would bear one sequence
+        return "same_commit"
+    known.place, known.expires_at_ms = place, fact.expires_at_ms
+    known.updates = (*known.updates, place[0])
     return ""
+
+
+def _dropped(state: MemoryState, memory: str, fact: Forgotten | Revoked, place: Place) -> str:
+    known = state.known.get(memory)
+    if known is None:
+        return "unknown_memory"
+    if known.gone_seq:
+        return "already_gone"
+    known.gone_seq, known.revoked = place[0], isinstance(fact, Revoked)
+    state.live -= 1
+    left = state.spaces[known.space] - 1
+    if left:
+        state.spaces[known.space] = left
+    else:
+        del state.spaces[known.space]
+    return ""
+
+
+def _read(state: MemoryState, task: str, fact: Read, place: Place) -> str:
+    reader = f"{fact.swarm}/{task}"
+    for memory, seq in fact.memories.items():
+        known = state.known.get(memory)
+        if known is None:
+            continue
+        if known.readers is None:
+            known.readers = {}
+        if reader not in known.readers:
+            known.readers[reader] = seq
+            state.read.setdefault(reader, []).append(memory)
+    return ""
+
+
+def _watched(state: MemoryState, watcher: str, fact: Watched, place: Place) -> str:
+    earlier = state.watches.get(watcher)
+    if earlier is not None and earlier.fact == fact:
+        return "repeated_watch"
+    if not state.watches:  # until somebody watched, nothing had to be matched
+        state.matched = max(state.matched, place)
+    state.watches[watcher] = Watch(fact, place[0])
+    return ""
+
+
+def _unwatched(state: MemoryState, watcher: str, fact: Unwatched, place: Place) -> str:
+    return "" if state.watches.pop(watcher, None) is not None else "unknown_watch"
+
+
+def _matched(state: MemoryState, memory: str, fact: Matched, place: Place) -> str:
+    if (fact.seq, fact.index) <= state.matched:
+        return "already_matched"
+    for watcher, similarity in fact.watchers.items():
+        watch = state.watches.get(watcher)
+        if watch is None or watch.seq >= fact.seq:
+            continue
+        watch.matches.append((place[0], memory, fact.seq, similarity))
+        if len(watch.matches) > MATCHES_MAX:
+            del watch.matches[0]
+            watch.missed += 1
+    state.matched = (fact.seq, fact.index)
+    return ""
+
+
+def _rebuilt(state: MemoryState, subject: str, fact: Rebuilt, place: Place) -> str:
+    if state.rebuilt is not None and fact.generation <= state.rebuilt.generation:
+        return "older_generation"
+    state.rebuilt = fact
+    return ""
+
+
+_TRANSITIONS: Final[dict[type[Fact], Callable[..., str]]] = {
+    Updated: _updated,
+    Forgotten: _dropped,
+    Revoked: _dropped,
+    Read: _read,
+    Watched: _watched,
+    Unwatched: _unwatched,
+    Matched: _matched,
+    Rebuilt: _rebuilt,
+}
 
 
 def _ignore(state: MemoryState, why: str) -> None:
@@ -110,10 +263,20 @@ def answer_remember(state: MemoryState, memory: str, text_digest: bytes) -> int:
     if known is None:
         return 0
     if known.digest != text_digest:
-        raise Conflict("id_taken", f"memory {memory[:200]} holds another text: use another id")
+        raise Conflict("id_taken", f"memory {memory[:200]} holds another text: use another id, or update it")
     if known.gone_seq:
         raise Rejected("forgotten", f"memory {memory[:200]} was dropped: remember it under another id")
-    return known.place[0]
+    return known.first[0]
+
+
+def present(state: MemoryState, memory: str) -> Known:
+    """A memory that is there; raises `Rejected("unknown_memory" | "forgotten")`."""
+    known = state.known.get(memory)
+    if known is None:
+        raise Rejected("unknown_memory", f"no memory {memory[:200]} was ever remembered here")
+    if known.gone_seq:
+        raise Rejected("forgotten", f"memory {memory[:200]} was dropped at sequence {known.gone_seq}")
+    return known
 
 
 def answer_forget(state: MemoryState, memory: str) -> int:
@@ -124,12 +287,14 @@ def answer_forget(state: MemoryState, memory: str) -> int:
     return known.gone_seq
 
 
-def for_store(state: MemoryState, commits: Iterable[Commit | Garbage]) -> tuple[list[Kept], list[str]]:
+def for_store(
+    state: MemoryState, commits: Iterable[Commit | Garbage]
+) -> tuple[list[tuple[Memory, Version]], list[str]]:
     """What these commits mean for the store, as `state` (at least as new as they are) knows it.
 
-    A memory that is dropped by now is not put in first; what is dropped may be dropped again.
+    A version that is replaced or dropped by now is not put in first; what is dropped may be dropped again.
     """
-    kept: list[Kept] = []
+    kept: list[tuple[Memory, Version]] = []
     gone: list[str] = []
     for commit in commits:
         if isinstance(commit, Garbage):
@@ -140,8 +305,29 @@ def for_store(state: MemoryState, commits: Iterable[Commit | Garbage]) -> tuple[
             known = state.known.get(event.subject)
             if known is None:
                 continue
-            if known.gone_seq and isinstance(event.data, Forgotten | Revoked):
+            version = version_of(event.data)
+            if version is not None:
+                if not known.gone_seq and known.place == (commit.seq, index):
+                    kept.append((memory_of(event.subject, version, known), version))
+            elif known.gone_seq and isinstance(event.data, Forgotten | Revoked):
                 gone.append(event.subject)
-            elif not known.gone_seq and isinstance(event.data, Remembered) and known.place == (commit.seq, index):
-                kept.append(Kept(event.subject, event.data, commit.seq))
     return kept, gone
+
+
+def memory_of(memory: str, version: Version, known: Known) -> Memory:
+    """The present version of a memory, as stores hold it. Who remembered it first stays its author."""
+    return Memory(
+        memory,
+        version.text,
+        version.source,
+        version.labels,
+        known.author,
+        known.task,
+        known.place[0],
+        known.space,
+        known.swarm,
+        known.step,
+        known.since_ms,
+        version.expires_at_ms,
+        version.payload,
+    )

@@ -109,6 +109,16 @@ def memory_verb(memory: str, verb: str) -> str:
     return f"memory.{memory}.{verb}"
 
 
+def memory_verb_of(memory: str, swarm: str, verb: str) -> str:
+    """Where members of a swarm ask: what may be seen there is that swarm's."""
+    return f"memory.{memory}.of.{swarm}.{verb}"
+
+
+def memory_ctl(memory: str, verb: str) -> str:
+    """Where admins ask."""
+    return f"memory.{memory}.ctl.{verb}"
+
+
 def memory_lease(memory: str) -> str:
     return f"memory.{memory}.lease"
 

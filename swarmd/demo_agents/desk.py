@@ -17,7 +17,7 @@ from swarmd.sdk import agent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from swarmd.core.memory import RecalledPassage
+    from swarmd.core.memory_wire import RecalledPassage
     from swarmd.roles.context import Context
 
 RECALLED: Final = 8

@@ -19,7 +19,7 @@ from swarmd.core import subjects
 from swarmd.core.errors import Conflict, Fault, Rejected
 from swarmd.core.events import Failure
 from swarmd.core.ids import check_task_id
-from swarmd.core.memory import RecallReply, RecallRequest, RememberReply, RememberRequest
+from swarmd.core.memory_wire import RecallReply, RecallRequest, RememberReply, RememberRequest
 from swarmd.core.wire import Outcome, Receipt, SwarmStatus, TaskQuery, TaskStatus
 
 if TYPE_CHECKING:

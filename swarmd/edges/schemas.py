@@ -17,7 +17,7 @@ import msgspec
 from msgspec import NODEFAULT, Raw, Struct, defstruct, field
 
 from swarmd.config import Settings
-from swarmd.core import events, memory, program, wire
+from swarmd.core import events, memory_wire, program, wire
 from swarmd.core.events import AUTHORITY, FACTS, Fact
 from swarmd.core.memory import MEMORY_FACTS
 
@@ -57,11 +57,30 @@ WIRE: Final = (
     wire.NodeStatus,
 )
 MEMORY: Final = (
-    memory.RememberRequest,
-    memory.RememberReply,
-    memory.RecallRequest,
-    memory.RecallReply,
-    memory.ForgetRequest,
+    memory_wire.RememberRequest,
+    memory_wire.RememberReply,
+    memory_wire.RememberMany,
+    memory_wire.RememberManyReply,
+    memory_wire.UpdateRequest,
+    memory_wire.RecallRequest,
+    memory_wire.RecallReply,
+    memory_wire.GetRequest,
+    memory_wire.GetReply,
+    memory_wire.ForgetRequest,
+    memory_wire.RevokeRequest,
+    memory_wire.RevokeReply,
+    memory_wire.WatchRequest,
+    memory_wire.UnwatchRequest,
+    memory_wire.MatchesRequest,
+    memory_wire.MatchesReply,
+    memory_wire.LineageRequest,
+    memory_wire.LineageReply,
+    memory_wire.RebuildRequest,
+    memory_wire.VerifyRequest,
+    memory_wire.JobReply,
+    memory_wire.ExportRequest,
+    memory_wire.ExportReply,
+    memory_wire.MemoryStats,
 )
 #: What a program agent and its host say to each other, and what its calls take.
 PROGRAM: Final = (

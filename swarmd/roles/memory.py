@@ -19,23 +19,19 @@ from swarmd.core.codec import Codec, Commit, Garbage
 from swarmd.core.errors import Conflict, Fault, Rejected, SwarmdError
 from swarmd.core.events import Event, Fact, Failure
 from swarmd.core.ids import is_plain, uuid7
-from swarmd.core.memory import (
-    MEMORY_FACTS,
-    MEMORY_TYPES,
+from swarmd.core.memory import MEMORY_FACTS, MEMORY_TYPES, Forgotten, Memory, Remembered, Revoked
+from swarmd.core.memory_fold import MemoryState
+from swarmd.core.memory_wire import (
     ForgetRequest,
-    Forgotten,
     MemoryStats,
     RecalledPassage,
     RecallReply,
     RecallRequest,
-    Remembered,
     RememberReply,
     RememberRequest,
-    Revoked,
 )
-from swarmd.core.memory_fold import MemoryState
 from swarmd.passages import check_memory, check_query
-from swarmd.ports import Bus, Clock, Entropy, Lease, Log, Memory, MemoryStore, Meter, Probe, RecallQuery
+from swarmd.ports import Bus, Clock, Entropy, Lease, Log, MemoryStore, Meter, Probe, RecallQuery
 from swarmd.roles.replica import Follower, Rewound, agrees
 from swarmd.roles.writer import LogWriter, sign
 
@@ -279,7 +275,7 @@ class MemoryNode:
         if self._ports.clock.now_ms() - self._renewed_ms > LEASE_TRUST_MS:
             raise Fault("lease_unsure", "the lease could not be renewed: another node may write the store")
         kept, gone = memory_fold.for_store(self.state, commits)
-        await self._ports.store.apply([_memory(one) for one in kept], gone, upto)
+        await self._ports.store.apply([memory for memory, _ in kept], gone, upto)
         self.applied = upto
         self._ports.meter.count("swarmd_remembered_total", self.memory, by=len(kept))
         now = self._ports.clock.now_ms()
@@ -429,11 +425,6 @@ def _parse(payload: bytes, kind: type[Any]) -> Any:
         raise Rejected("bad_field", str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Rejected("bad_json", f"not JSON: {error}") from None
-
-
-def _memory(kept: memory_fold.Kept) -> Memory:
-    fact = kept.fact
-    return Memory(kept.id, fact.text, fact.source, fact.labels, fact.author, fact.task, kept.seq)
 
 
 def _passage(memory: Memory, score: float) -> RecalledPassage:

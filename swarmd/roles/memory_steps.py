@@ -9,7 +9,7 @@ import msgspec
 from swarmd.core import subjects
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Failure
-from swarmd.core.memory import RecalledPassage, RecallReply, RecallRequest, RememberReply, RememberRequest
+from swarmd.core.memory_wire import RecalledPassage, RecallReply, RecallRequest, RememberReply, RememberRequest
 from swarmd.roles.journal import Journal
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from swarmd.strategies.votes import NoVote, canonical
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from swarmd.core.memory import RecalledPassage
+    from swarmd.core.memory_wire import RecalledPassage
     from swarmd.roles.context import Context
 
 EXAMPLE: Final = '{"goal": "why did it fail?", "contributors": [{"agent": "logs"}, {"agent": "metrics"}]}'

@@ -21,9 +21,10 @@ from swarmd.adapters.milvus_server import MilvusServer
 from swarmd.adapters.milvus_store import MilvusStore, collection_for
 from swarmd.adapters.milvus_store.store import ROWS_UNFLUSHED_MAX
 from swarmd.core.errors import Fault, Rejected
+from swarmd.core.memory import Memory
 from swarmd.hash_embedder import HashEmbedder
 from swarmd.passages import K_MAX, LABELS_MAX, TEXT_BYTES_MAX
-from swarmd.ports import Embedder, Memory, RecallQuery
+from swarmd.ports import Embedder, RecallQuery
 
 if TYPE_CHECKING:
     from pathlib import Path

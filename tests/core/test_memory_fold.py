@@ -29,7 +29,7 @@ class Log:
 
 
 def kept(log: Log) -> list[tuple[str, str]]:
-    return [(one.id, one.fact.text) for one in memory_fold.for_store(log.state, log.commits)[0]]
+    return [(memory.id, memory.text) for memory, _ in memory_fold.for_store(log.state, log.commits)[0]]
 
 
 def test_the_first_text_of_an_id_holds() -> None:

@@ -13,7 +13,7 @@ import msgspec
 
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Failure
-from swarmd.core.memory import RecalledPassage, RememberReply
+from swarmd.core.memory_wire import RecalledPassage, RememberReply
 from swarmd.core.turns import ModelReply, ModelRequest, Turn
 from swarmd.core.wire import Outcome
 from swarmd.text import stems

@@ -15,7 +15,7 @@ from swarmd.core import subjects
 from swarmd.core.catalog import FindReply
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import MemberLost
-from swarmd.core.memory import RecallReply, RememberReply
+from swarmd.core.memory_wire import RecallReply, RememberReply
 from tests.system.rig import AGENTS, SWARM, Load, Rig, a_rig
 from tests.system.swarms import until
 

@@ -18,7 +18,7 @@ from swarmd.adapters.telemetry import Telemetry
 from swarmd.core import subjects
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Failure
-from swarmd.core.memory import MemoryStats, RecallReply, RememberReply
+from swarmd.core.memory_wire import MemoryStats, RecallReply, RememberReply
 from swarmd.edges import wiring
 from swarmd.edges.projections import MemoryOptions, serve_memory
 from swarmd.hash_embedder import HashEmbedder

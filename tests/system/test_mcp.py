@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from swarmd.core import subjects
-from swarmd.core.memory import RecalledPassage, RecallReply, RecallRequest, RememberReply, RememberRequest
+from swarmd.core.memory_wire import RecalledPassage, RecallReply, RecallRequest, RememberReply, RememberRequest
 from tests.contract import hostile_mcp
 from tests.system.rig import ROOT, SWARM, a_rig
 from tests.system.swarms import until

@@ -24,7 +24,7 @@ from swarmd.adapters.telemetry import Telemetry
 from swarmd.core import subjects
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import Failure
-from swarmd.core.memory import MemoryStats, RecallReply, RememberReply
+from swarmd.core.memory_wire import MemoryStats, RecallReply, RememberReply
 from swarmd.edges import wiring
 from swarmd.edges.projections import MemoryOptions, serve_memory
 from swarmd.hash_embedder import HashEmbedder
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
-    from swarmd.ports import Memory, Passage, RecallQuery
+    from swarmd.core.memory import Memory
+    from swarmd.ports import Passage, RecallQuery
 
 try:
     find_nats_server()

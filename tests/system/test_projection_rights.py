@@ -17,7 +17,7 @@ from swarmd.adapters.telemetry import Telemetry
 from swarmd.core import snapshot, subjects
 from swarmd.core.catalog import FindReply
 from swarmd.core.errors import Fault, Rejected
-from swarmd.core.memory import RecallReply, RememberReply
+from swarmd.core.memory_wire import RecallReply, RememberReply
 from swarmd.edges import wiring
 from swarmd.edges.projections import MemoryOptions, ObserverOptions, run_observer, serve_memory
 from swarmd.edges.replay import replay, verify

@@ -12,8 +12,8 @@ import re
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from swarmd.core.memory import Memory
 from swarmd.passages import FIELD_BYTES_MAX, LABELS_MAX, TEXT_BYTES_MAX
-from swarmd.ports import Memory
 from swarmd.text import stems
 
 if TYPE_CHECKING:

@@ -32,8 +32,9 @@ from swarmd.adapters.milvus_store.rows import (
 )
 from swarmd.coalesce import Coalescer
 from swarmd.core.errors import Fault, Rejected
+from swarmd.core.memory import Memory
 from swarmd.passages import candidates, check_memory, check_query, fuse
-from swarmd.ports import Embedder, Memory, Passage, RecallQuery
+from swarmd.ports import Embedder, Passage, RecallQuery
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
