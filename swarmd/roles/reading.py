@@ -27,8 +27,8 @@ KEPT_BYTES_MAX: Final = 8 * 1024 * 1024
 class Reader:
     """Decoded commits by sequence, the last ones read are kept."""
 
-    def __init__(self, log: Log, kept_bytes_max: int = KEPT_BYTES_MAX) -> None:
-        self._log, self._codec, self._kept_bytes_max = log, Codec(), kept_bytes_max
+    def __init__(self, log: Log, kept_bytes_max: int = KEPT_BYTES_MAX, codec: Codec | None = None) -> None:
+        self._log, self._codec, self._kept_bytes_max = log, codec or Codec(), kept_bytes_max
         self._kept: dict[int, tuple[Commit | Garbage, int]] = {}
         self._kept_bytes = 0
         self._under_way: dict[int, asyncio.Future[None]] = {}
