@@ -251,6 +251,22 @@ class VectorStores(Protocol):
     async def close(self) -> None: ...
 
 
+class WatchMatrix(Protocol):
+    """The vectors of watches, all of one dimension, each with its threshold: compared with vectors in one product."""
+
+    def put(self, watcher: str, vector: Sequence[float], threshold: float) -> None:
+        """Add a watch, or put it in place of the one of that name. `vector` has unit length."""
+        ...
+
+    def remove(self, watcher: str) -> None:
+        """Idempotent."""
+        ...
+
+    def nearest(self, vectors: Sequence[Sequence[float]]) -> list[list[tuple[str, float]]]:
+        """For each vector the watches whose cosine with it is at least their threshold, with that cosine."""
+        ...
+
+
 class Passage(Struct, omit_defaults=True):
     """A recalled memory; `score` is a fused rank score: only its order means something."""
 
