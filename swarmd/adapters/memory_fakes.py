@@ -7,6 +7,7 @@ Must not know: Milvus.
 from __future__ import annotations
 
 import math
+from operator import mul
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
@@ -271,4 +272,4 @@ class FakeVectorStore:
 
 
 def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    return sum(map(float.__mul__, one, map(float, other))) / (math.hypot(*one) * math.hypot(*other))
+    return sum(map(mul, one, other)) / (math.hypot(*one) * math.hypot(*other))
