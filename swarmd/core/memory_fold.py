@@ -42,11 +42,21 @@ MEMORY_ROLE: Final = "memory"
 MATCHES_MAX: Final = 10_000
 
 
+class Edit(Struct, frozen=True, gc=False):
+    """A version after the first: where it is in the log, when it came, and who made it."""
+
+    seq: int
+    at_ms: int = 0
+    author: str = ""
+    swarm: str = ""
+    task: str = ""
+
+
 class Known(Struct, gc=False):
     """A memory id that was used: the digest of its first text, the places of its first and its present version.
 
-    `gone_seq` is where it was dropped (0: it was not). `readers` are tasks (swarm/task), each with the sequence of the
-    version that it read first. Nothing in it refers back to it, so the garbage collector need not look.
+    `gone_seq` is where it was dropped (0: it was not). `readers` are tasks (swarm/task), each with the sequence where
+    the log first says that it read this. Nothing in it refers back to it, so the garbage collector need not look.
     """
 
     digest: bytes
@@ -62,7 +72,7 @@ class Known(Struct, gc=False):
     task: str = ""
     step: str = ""
     readers: dict[str, int] | None = None
-    updates: tuple[int, ...] = ()  #: sequences of the versions after the first
+    updates: list[Edit] | None = None  #: the versions after the first
 
 
 class Watch(Struct):
@@ -78,7 +88,7 @@ class MemoryState(Struct):
     """Everything a memory's log says up to sequence `seq`, but for the texts.
 
     `matched` is the place of the last version that was matched against the watches. `wrote` and `read` tell what
-    a task did, by swarm/task.
+    a task did, by swarm/task; a memory that it updated in turn with others may be there more than once.
     """
 
     memory: str
@@ -127,6 +137,8 @@ def _fold(state: MemoryState, event: Event, place: Place, at_ms: int) -> str:
     version = version_of(fact)
     if isinstance(version, RememberedV2):
         return _remembered(state, event.subject, version, place, at_ms)
+    if isinstance(version, Updated):
+        return _updated(state, event.subject, version, place, at_ms)
     transition = _TRANSITIONS.get(type(fact))
     return "unknown_fact" if transition is None else transition(state, event.subject, fact, place)
 
@@ -156,7 +168,7 @@ def _remembered(state: MemoryState, memory: str, fact: RememberedV2, place: Plac
     return ""
 
 
-def _updated(state: MemoryState, memory: str, fact: Updated, place: Place) -> str:
+def _updated(state: MemoryState, memory: str, fact: Updated, place: Place, at_ms: int) -> str:
     known = state.known.get(memory)
     if known is None:
         return "unknown_memory"
@@ -167,7 +179,13 @@ def _updated(state: MemoryState, memory: str, fact: Updated, place: Place) -> st
     if place[0] == fact.replaces:  # one commit: the two versions would bear one sequence
         return "same_commit"
     known.place, known.expires_at_ms = place, fact.expires_at_ms
-    known.updates = (*known.updates, place[0])
+    edit = Edit(place[0], at_ms, intern(fact.author), intern(fact.swarm), fact.task)
+    if known.updates is None:
+        known.updates = []
+    who = (fact.swarm, fact.task)
+    if fact.task and who not in ((known.swarm, known.task), *((e.swarm, e.task) for e in known.updates[-1:])):
+        state.wrote.setdefault(f"{fact.swarm}/{fact.task}", []).append(memory)
+    known.updates.append(edit)
     return ""
 
 
@@ -189,14 +207,14 @@ def _dropped(state: MemoryState, memory: str, fact: Forgotten | Revoked, place: 
 
 def _read(state: MemoryState, task: str, fact: Read, place: Place) -> str:
     reader = f"{fact.swarm}/{task}"
-    for memory, seq in fact.memories.items():
+    for memory in fact.memories:
         known = state.known.get(memory)
         if known is None:
             continue
         if known.readers is None:
             known.readers = {}
         if reader not in known.readers:
-            known.readers[reader] = seq
+            known.readers[reader] = place[0]
             state.read.setdefault(reader, []).append(memory)
     return ""
 
@@ -238,7 +256,6 @@ def _rebuilt(state: MemoryState, subject: str, fact: Rebuilt, place: Place) -> s
 
 
 _TRANSITIONS: Final[dict[type[Fact], Callable[..., str]]] = {
-    Updated: _updated,
     Forgotten: _dropped,
     Revoked: _dropped,
     Read: _read,

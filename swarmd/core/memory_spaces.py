@@ -96,6 +96,25 @@ def may_read(caller: Caller, space: str) -> bool:
     return caller.kind == "admin" or space in readable(caller)
 
 
+def may_drop(caller: Caller, swarm: str, author: str, task: str) -> bool:
+    """Whether the caller may drop what this task or author of `swarm` remembered; for clients the swarm is ""."""
+    if caller.kind == "admin":
+        return True
+    if caller.swarm != swarm:
+        return False
+    return (bool(author) and caller.agent == author) or (bool(task) and caller.task == task)
+
+
+def may_update(caller: Caller, space: str, swarm: str, author: str, task: str) -> bool:
+    """Whether the caller may let it say something else: whoever may drop it and, in a swarm's own spaces, all writers.
+
+    What is shared goes by its author's name everywhere, so that others put their own beside it.
+    """
+    if caller.kind == "admin" or space not in own(caller):
+        return caller.kind == "admin"
+    return space != SHARED or may_drop(caller, swarm, author, task)
+
+
 def _full(caller: Caller, wanted: str) -> str:
     if wanted == SHARED:
         return SHARED

@@ -13,10 +13,19 @@ from msgspec import UNSET, Raw, Struct, UnsetType, field
 from swarmd.core.events import Failure
 from swarmd.core.memory import SHARED
 
-#: Passages in one `remember_many`, matches in one answer, memories in one page of an export.
+#: Passages in one `remember_many`, ids in one `get`, matches in one answer, memories in one page of an export.
 MANY_MAX: Final = 1_000
+#: An answer's passages have no more bytes than this together: the broker takes 1 MiB in a message.
+ANSWER_BYTES_MAX: Final = 900_000
 #: So long one `matches` may wait for a match; ask again after that.
 MATCH_WAIT_MS_MAX: Final = 30_000
+
+#: What everybody may ask, below `memory.<M>` and `memory.<M>.of.<S>`; admins below `memory.<M>.ctl`, with more.
+PUBLIC_VERBS: Final = (
+    *("remember", "remember_many", "update", "recall", "get", "forget"),
+    *("watch", "unwatch", "matches", "stats"),
+)
+ADMIN_VERBS: Final = ("revoke", "lineage", "rebuild", "verify", "job", "export")
 
 Mode = Literal["hybrid", "dense", "lexical"]
 
@@ -25,7 +34,8 @@ class RememberRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
     """What to remember. The same `id` with the same text again is answered like the first time.
 
     `space` is "shared", "swarm", "agent" or "task", or a space's full name. `vector` is given by those who embed
-    themselves, with the id of what made it as `embedder`.
+    themselves, with the id of what made it as `embedder`. `author` is the `agent`, unless it says otherwise. `swarm`
+    is the caller's; only an admin may name another, to bring back what was exported.
     """
 
     text: str
@@ -40,6 +50,8 @@ class RememberRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
     vector: list[float] | UnsetType = UNSET
     embedder: str = ""
     payload: Raw | UnsetType = UNSET
+    agent: str = ""
+    swarm: str = ""
 
 
 class RememberMany(Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -63,6 +75,7 @@ class UpdateRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
     task: str = ""
     step: str = ""
     if_seq: int = 0
+    agent: str = ""
 
 
 class RecallRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -111,7 +124,11 @@ class ForgetRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class RevokeRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """Withdraw as faulty what is given by `id`, or all that meets every other condition given; `dry` only lists."""
+    """Withdraw as faulty what is given by `id`, or all of which a version meets every other condition given.
+
+    `dry` only lists. It may take several requests: ask the same again while the answer has `left`, then with its
+    `next` as `after`.
+    """
 
     id: str = ""
     author: str = ""
@@ -121,6 +138,7 @@ class RevokeRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
     since_ms: int = 0
     reason: str = ""
     dry: bool = False
+    after: str = ""
 
 
 class WatchRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -162,7 +180,10 @@ class MatchesRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class LineageRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """Where a memory comes from and who read it, or what a task wrote and read; `depth` follows what readers wrote."""
+    """Where a memory comes from and what came of it or, with `swarm`, the same of a task.
+
+    `depth` is how many tasks to follow: back to what the author's task had read, on to what readers wrote afterwards.
+    """
 
     id: str
     swarm: str = ""
@@ -182,6 +203,12 @@ class RebuildRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 class VerifyRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
     repair: bool = False
+
+
+class JobRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """How a job is doing; "" asks for the latest one."""
+
+    id: str = ""
 
 
 class ExportRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -226,30 +253,42 @@ class RecalledPassage(Struct, omit_defaults=True):
 
 
 class RecallReply(Struct, omit_defaults=True):
-    """Passages, best first, and the sequence up to which the store had been folded."""
+    """Passages, best first, and the sequence up to which the store had been folded.
+
+    The `cut` worst are left out where all together are too large for an answer.
+    """
 
     passages: list[RecalledPassage] = field(default_factory=list)
     seq: int = 0
     error: Failure | UnsetType = UNSET
+    cut: int = 0
 
 
 class GetReply(Struct, omit_defaults=True):
+    """Those that are there, in the order asked; `rest` are ids for which the answer has no room: ask again."""
+
     memories: list[RecalledPassage] = field(default_factory=list)
     seq: int = 0
     error: Failure | UnsetType = UNSET
+    rest: list[str] = field(default_factory=list)
 
 
 class Reader(Struct, omit_defaults=True):
-    """A task that read memories: which, and since which sequence of the log."""
+    """A task that read memories: some of them, `count` of how many, and the first sequence of the log that says so."""
 
     swarm: str
     task: str
     memories: list[str] = field(default_factory=list)
     seq: int = 0
+    count: int = 0
 
 
 class RevokeReply(Struct, omit_defaults=True):
-    """What was withdrawn (by now, or earlier), and every task that has read any of it. `count` is of all withdrawn."""
+    """What meets the conditions, and every task that has read any of it, whatever became of it since.
+
+    `count` of them are withdrawn (with `dry`: would be), by now or earlier, and `revoked` names some; `left` are yet to
+    be withdrawn: ask the same again. `readers` come in pages: the next one is after `next`.
+    """
 
     id: str = ""
     seq: int = 0
@@ -257,6 +296,8 @@ class RevokeReply(Struct, omit_defaults=True):
     revoked: list[str] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)
     error: Failure | UnsetType = UNSET
+    left: int = 0
+    next: str = ""
 
 
 class Match(Struct, omit_defaults=True):
@@ -276,7 +317,10 @@ class MatchesReply(Struct, omit_defaults=True):
 
 
 class Ancestry(Struct, omit_defaults=True):
-    """A memory in a lineage: who made it, its versions' sequences, how it ended, and the tasks that read it."""
+    """A memory in a lineage: who made it, its versions' sequences, how it ended, and the tasks that read it.
+
+    `hops` is how many tasks lie between it and what was asked for: negative for where that came from.
+    """
 
     id: str
     author: str = ""
@@ -288,13 +332,25 @@ class Ancestry(Struct, omit_defaults=True):
     versions: list[int] = field(default_factory=list)
     gone_seq: int = 0
     readers: list[Reader] = field(default_factory=list)
+    hops: int = 0
+    revoked: bool = False
+
+
+class Trace(Struct, omit_defaults=True):
+    """A task in a lineage: what it wrote and read, as far as that belongs to it; `hops` as in `Ancestry`."""
+
+    swarm: str
+    task: str
+    hops: int = 0
+    wrote: list[str] = field(default_factory=list)
+    read: list[str] = field(default_factory=list)
 
 
 class LineageReply(Struct, omit_defaults=True):
-    """`memories` that were asked for or, of a task, that it wrote; `read` what the task read; `cut` says: not all."""
+    """A graph: memories, and the tasks between them, from what was asked for outwards; `cut` says that it goes on."""
 
     memories: list[Ancestry] = field(default_factory=list)
-    read: list[Ancestry] = field(default_factory=list)
+    tasks: list[Trace] = field(default_factory=list)
     cut: bool = False
     error: Failure | UnsetType = UNSET
 
@@ -326,18 +382,33 @@ class JobReply(Struct, omit_defaults=True):
     error: Failure | UnsetType = UNSET
 
 
+class ExportedMemory(RecalledPassage, omit_defaults=True):
+    """All that a memory says: enough to remember it again."""
+
+    step: str = ""
+    vector: list[float] | UnsetType = UNSET
+    embedder: str = ""
+
+
 class ExportReply(Struct, omit_defaults=True):
     """A page; the next one starts after `next`, and `next` 0 says that this was the last."""
 
-    memories: list[RecalledPassage] = field(default_factory=list)
+    memories: list[ExportedMemory] = field(default_factory=list)
     next: int = 0
     error: Failure | UnsetType = UNSET
+
+
+class Refusal(Struct):
+    """The answer to what cannot be answered otherwise."""
+
+    error: Failure
 
 
 class MemoryStats(Struct, omit_defaults=True):
     """A memory at log sequence `seq`, its store at `applied`; `trouble` says why there is no store to ask.
 
-    `matched` is how far watches are served; `warm` whether the store answers at full speed.
+    `matched` is how far watches are served; `warm` whether the store answers at full speed. `spaces` are those that the
+    caller may read; jobs and views are told to admins.
     """
 
     memory: str

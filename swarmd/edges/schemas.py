@@ -77,11 +77,48 @@ MEMORY: Final = (
     memory_wire.LineageReply,
     memory_wire.RebuildRequest,
     memory_wire.VerifyRequest,
+    memory_wire.JobRequest,
     memory_wire.JobReply,
     memory_wire.ExportRequest,
     memory_wire.ExportReply,
     memory_wire.MemoryStats,
+    memory_wire.Refusal,
 )
+#: Verb → (what it does, the request, the answer); admins' verbs are below `ctl` only, the others in three places.
+MEMORY_VERBS: Final[dict[str, tuple[str, str, str]]] = {
+    "remember": ("Keep a passage.", "RememberRequest", "RememberReply"),
+    "remember_many": ("Keep many passages.", "RememberMany", "RememberManyReply"),
+    "update": ("Let a passage say something else.", "UpdateRequest", "RememberReply"),
+    "recall": ("Find passages.", "RecallRequest", "RecallReply"),
+    "get": ("Passages by id.", "GetRequest", "GetReply"),
+    "forget": ("Drop a passage.", "ForgetRequest", "RememberReply"),
+    "watch": ("Watch a meaning.", "WatchRequest", "RememberReply"),
+    "unwatch": ("End a watch.", "UnwatchRequest", "RememberReply"),
+    "matches": ("What a watch has matched.", "MatchesRequest", "MatchesReply"),
+    "stats": ("How the memory is doing (empty request).", "", "MemoryStats"),
+    "revoke": ("Withdraw passages as faulty.", "RevokeRequest", "RevokeReply"),
+    "lineage": ("Where a passage comes from, and what came of it.", "LineageRequest", "LineageReply"),
+    "rebuild": ("Build the store anew, or a view of the past.", "RebuildRequest", "JobReply"),
+    "verify": ("Compare the store with the log.", "VerifyRequest", "JobReply"),
+    "job": ("How a rebuild or a verification is doing.", "JobRequest", "JobReply"),
+    "export": ("A page of what is remembered.", "ExportRequest", "ExportReply"),
+}
+
+
+def _memory_channels() -> dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
+    """For clients, for members of a swarm, and for admins: the subject says who asks."""
+    found = {}
+    for verb, (what, request, answer) in MEMORY_VERBS.items():
+        name = verb.title().replace("_", "")
+        sent, answers = (request,) if request else (), (answer, "Refusal")
+        places = {f"memoryCtl{name}": "ctl."}
+        if verb in memory_wire.PUBLIC_VERBS:
+            places = {f"memory{name}": "", f"memoryOf{name}": "of.{swarm}."} | places
+        for channel, place in places.items():
+            found[channel] = (f"memory.{{memory}}.{place}{verb}", what, sent, answers)
+    return found
+
+
 #: What a program agent and its host say to each other, and what its calls take.
 PROGRAM: Final = (
     *typing.get_args(program.Told),
@@ -127,9 +164,7 @@ CHANNELS: Final[dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]]] = 
     "health": ("swarm.{swarm}.health.{writer}.{boot}", "A process is alive.", ("Heartbeat",), ()),
     "beat": ("swarm.{swarm}.beat", "The leader's beacon.", ("Beat",), ()),
     "reply": ("{reply}", "Where a submission wants its outcome.", ("Outcome",), ()),
-    "remember": ("memory.{memory}.remember", "Keep a passage.", ("RememberRequest",), ("RememberReply",)),
-    "recall": ("memory.{memory}.recall", "Find passages.", ("RecallRequest",), ("RecallReply",)),
-    "forget": ("memory.{memory}.forget", "Drop a passage.", ("ForgetRequest",), ("RememberReply",)),
+    **_memory_channels(),
     "ctlSchedule": (
         "swarm.{swarm}.ctl.schedule",
         "Bring a schedule in force, or change it.",
