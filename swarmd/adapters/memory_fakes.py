@@ -272,4 +272,4 @@ class FakeVectorStore:
 
 
 def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    return sum(map(mul, one, other)) / (math.hypot(*one) * math.hypot(*other))
+    return float(sum(map(mul, one, other))) / (math.hypot(*one) * math.hypot(*other))
