@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import pytest
 from msgspec import Raw
 
 from swarmd.adapters.catalog import SqliteCatalog
@@ -15,6 +16,7 @@ from swarmd.adapters.telemetry import METRICS
 from swarmd.core import subjects
 from swarmd.core.codec import message_id
 from swarmd.core.events import MemberLeft, MemberLost, Requeued, Returned, Stepped
+from swarmd.roles import observer as observers
 from swarmd.roles.observer import Observer, ObserverPorts, ObserverSettings, load
 from swarmd.roles.replica import Follower
 from tests.core.history import NODE, OTHER, History
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 
 SWARM = "s"
 PATIENT_S = 20.0
+
+
+@pytest.fixture(autouse=True)
+def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observers, "LOOK_MS", 20)
 
 
 class Unsaved:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from swarmd.adapters.fakes import FakeBlobs, FakeBus, FakeClock, FakeLease
+from swarmd.adapters import nats_lease
+from swarmd.adapters.fakes import LEASE_TTL_MS, FakeBlobs, FakeBus, FakeClock, FakeLease
 from swarmd.adapters.nats_blobs import NatsBlobs
 from swarmd.adapters.nats_bus import NatsBus
 from swarmd.adapters.nats_connect import NatsSettings, connect
@@ -37,18 +38,23 @@ WAIT_S = 10.0
 
 
 class Kit:
-    """One family of ports, and how to let time pass for its lease."""
+    """One family of ports, and how to wait until its lease has lapsed."""
 
-    def __init__(self, bus: Bus, blobs: Blobs, lease: Callable[[str], Lease], wait: Callable[[int], Awaitable[None]]):
-        self.bus, self.blobs, self.lease, self.wait = bus, blobs, lease, wait
+    def __init__(self, bus: Bus, blobs: Blobs, lease: Callable[[str], Lease], lapsed: Callable[[], Awaitable[None]]):
+        self.bus, self.blobs, self.lease, self.lapsed = bus, blobs, lease, lapsed
 
 
 @pytest.fixture(params=["fake", pytest.param("nats", marks=needs_broker)])
-async def kit(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Kit]:
+async def kit(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Kit]:
     if request.param == "fake":
         clock, board = FakeClock(), dict[str, int]()
-        yield Kit(FakeBus(), FakeBlobs(2_000_000), lambda holder: FakeLease(clock, board, holder), clock.advance)
+
+        async def pass_by() -> None:
+            await clock.advance(LEASE_TTL_MS + 100)
+
+        yield Kit(FakeBus(), FakeBlobs(2_000_000), lambda holder: FakeLease(clock, board, holder), pass_by)
         return
+    monkeypatch.setattr(nats_lease, "TTL_S", 1)  # the least that the broker knows
     async with AsyncExitStack() as stack:
         server = NatsServer(tmp_path)
         await server.start()
@@ -59,10 +65,12 @@ async def kit(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[K
         for config in swarm_streams("main", StreamLimits(blob_bytes_max=2_000_000)):
             await ensure_stream(bus, config)
 
-        async def wait(delay_ms: int) -> None:
-            await asyncio.sleep(delay_ms / 1000)
+        async def lapsed() -> None:
+            async with asyncio.timeout(WAIT_S):
+                while await NatsLease(bus, "main", "onlooker").look():
+                    await asyncio.sleep(0.02)
 
-        yield Kit(bus, NatsBlobs(bus, "main"), lambda holder: NatsLease(bus, "main", holder), wait)
+        yield Kit(bus, NatsBlobs(bus, "main"), lambda holder: NatsLease(bus, "main", holder), lapsed)
 
 
 class Heard:
@@ -162,7 +170,7 @@ async def test_one_holds_the_lease_until_it_lapses_or_lets_go(kit: Kit) -> None:
     await first.release()
     assert await second.acquire()
     assert not await first.renew()
-    await kit.wait(2_600)
+    await kit.lapsed()
     assert await first.acquire()
     assert not await second.renew()
 
@@ -177,7 +185,7 @@ async def test_a_lease_is_taken_over_from_a_holder_that_is_gone_by_one_of_those_
     assert not await slow.acquire(mark)
     assert not await gone.renew()
     assert await quick.renew()
-    await kit.wait(2_600)
+    await kit.lapsed()
     assert not await slow.acquire(mark)
     assert await slow.look() == 0
 

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from math import exp, log
-from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmd.core import snapshot
-from swarmd.core.codec import Codec
-from swarmd.core.evolve import apply
 from swarmd.core.experience import BUCKETS_PER_E, COUNT_MAX, Learned, Pace, ended, ran, rated
-from swarmd.core.state import SwarmState
-from tests.core.facts import logs
-from tests.core.history import History
 
 BUCKET = exp(1 / BUCKETS_PER_E)
 
@@ -123,46 +116,3 @@ def test_marks_count_for_half(scores: list[float]) -> None:
         rated(pace, score)
     assert -1 <= pace.score <= 1
     assert log(1 / 1.5) - 1e-9 <= pace.log_cost(learned, 0) <= log(2) + 1e-9
-
-
-# --- in the fold -----------------------------------------------------------------------------------
-
-
-def timed(drawn: list[Any], pauses: list[int]) -> History:
-    history = History().joined()
-    for n, (origin, facts) in enumerate(drawn):
-        history.at_ms += pauses[n % len(pauses)]
-        history.commit(origin, *facts)
-    return history
-
-
-@given(logs, st.lists(st.integers(0, 5_000), min_size=1, max_size=5), st.integers(0, 30))
-@settings(max_examples=60)
-def test_replay_and_snapshots_know_the_same(drawn: list[Any], pauses: list[int], cut: int) -> None:
-    """Tenants, keys, what was learned, victims, quarantine: all from the log alone."""
-    history = timed(drawn, pauses)
-    truth = snapshot.encode(history.state)
-    codec, fresh = Codec(), SwarmState("s")
-    for record in history.records:
-        if record.seq == cut:
-            fresh = snapshot.decode(snapshot.encode(fresh))
-        apply(fresh, codec.decode(record))
-    assert snapshot.encode(fresh) == truth
-    assert snapshot.decode(truth) == history.state
-
-
-@given(logs, st.lists(st.integers(0, 5_000), min_size=1, max_size=5))
-@settings(max_examples=60)
-def test_what_tenants_and_keys_use_is_what_a_count_says(drawn: list[Any], pauses: list[int]) -> None:
-    state = timed(drawn, pauses).state
-    live: dict[str, int] = {}
-    slots: dict[str, int] = {}
-    keys: dict[str, int] = {}
-    for task in state.tasks.values():
-        live[task.tenant] = live.get(task.tenant, 0) + 1
-        slots[task.tenant] = slots.get(task.tenant, 0) + len(task.attempts)
-        if task.concurrency_key and task.attempts:
-            keys[task.concurrency_key] = keys.get(task.concurrency_key, 0) + len(task.attempts)
-    assert {name: use.live for name, use in state.tenants.items()} == live
-    assert {name: use.slots for name, use in state.tenants.items()} == slots
-    assert state.keys == keys

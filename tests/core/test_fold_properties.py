@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from hypothesis import given, settings
@@ -20,77 +21,94 @@ from tests.sim.checks import Oracle
 Log = list[tuple[tuple[str, str, str], list[tuple[str, Any]]]]
 
 
-def tell(log: Log) -> tuple[History, list[list[fx.Effect]]]:
-    """A history with a leader, members and one task, and then `log`."""
-    history = History().joined()
-    history.commit(("delegate", "kid", "d1"), (CHILD, offer(CHILD)))
-    history.submitted("t").assigned("t")
-    return history, [history.commit(writer, *events) for writer, events in log]
+class Verdicts:
+    """A verdict is final unless its task is redriven."""
 
+    def __init__(self) -> None:
+        self.ended: set[str] = set()
 
-@given(logs)
-@settings(deadline=None)
-def test_the_fold_is_deterministic(log: Log) -> None:
-    history, _ = tell(log)
-    again = SwarmState("s")
-    for record in history.records:
-        apply(again, Codec().decode(record))
-    assert snapshot.encode(again) == snapshot.encode(history.state)
-
-
-@given(logs, st.integers(0, 40), st.booleans())
-@settings(deadline=None)
-def test_a_snapshot_and_the_tail_equal_the_whole_log(log: Log, cut: int, twice: bool) -> None:
-    history, _ = tell(log)
-    state = SwarmState("s")
-    for record in history.records:
-        apply(state, Codec().decode(record))
-        if record.seq == cut or (twice and record.seq == cut + 5):
-            state = snapshot.decode(snapshot.encode(state))
-    assert snapshot.encode(state) == snapshot.encode(history.state)
-    assert state == history.state
-
-
-@given(logs)
-@settings(deadline=None)
-def test_a_verdict_is_final_unless_redriven(log: Log) -> None:
-    _, folded = tell(log)
-    ended: set[str] = set()
-    for effects in folded:
+    def look(self, effects: list[fx.Effect]) -> None:
         for effect in effects:
             if isinstance(effect, fx.Ended):
                 assert effect.state in TERMINAL
-                assert effect.task.id not in ended
-                ended.add(effect.task.id)
+                assert effect.task.id not in self.ended
+                self.ended.add(effect.task.id)
             elif isinstance(effect, fx.Queued | fx.Delayed):
-                ended.discard(effect.task.id)  # redriven, or its tombstone was forgotten and it was wanted again
+                self.ended.discard(effect.task.id)  # redriven, or its tombstone was forgotten and it was wanted again
             elif isinstance(effect, fx.Started):
-                assert effect.task.id not in ended
+                assert effect.task.id not in self.ended
 
 
-@given(logs)
-@settings(deadline=None)
-def test_members_and_tasks_agree_about_what_runs(log: Log) -> None:
-    history, _ = tell(log)
+class Waits:
+    """A wait is resolved once and its result stays, however often its task moves, dies and is redriven."""
+
+    def __init__(self) -> None:
+        self.results: dict[tuple[Any, str], Any] = {}
+
+    def look(self, state: SwarmState) -> None:
+        for task in (*state.tasks.values(), *state.dead.values()):
+            for key, wait in task.awaited.items():
+                known = self.results.setdefault((task.submitted, key), wait.resolved)
+                assert known in (None, wait.resolved)
+                self.results[task.submitted, key] = wait.resolved
+
+
+def tell(log: Log, pauses: list[int]) -> History:
+    """A history with a leader, members and one task, and then `log`; verdicts and waits are watched all along."""
+    history, verdicts, waits = History().joined(), Verdicts(), Waits()
+    history.commit(("delegate", "kid", "d1"), (CHILD, offer(CHILD)))
+    history.submitted("t").assigned("t")
+    for n, (writer, events) in enumerate(log):
+        history.at_ms += pauses[n % len(pauses)]
+        verdicts.look(history.commit(writer, *events))
+        waits.look(history.state)
+    return history
+
+
+def check_replay(history: History, cut: int, twice: bool) -> None:
+    """The fold is deterministic, and a snapshot and the tail equal the whole log: what was learned included."""
+    again = SwarmState("s")
+    cut_off = SwarmState("s")
+    for record in history.records:
+        apply(again, Codec().decode(record))
+        apply(cut_off, Codec().decode(record))
+        if record.seq == cut or (twice and record.seq == cut + 5):
+            cut_off = snapshot.decode(snapshot.encode(cut_off))
+    truth = snapshot.encode(history.state)
+    assert snapshot.encode(again) == truth
+    assert snapshot.encode(cut_off) == truth
+    assert cut_off == history.state
+    assert snapshot.decode(truth) == history.state
+
+
+def check_members(state: SwarmState) -> None:
+    """Members and tasks agree about what runs."""
     oracle = Oracle("s", LeaderSettings())
-    oracle.state = history.state
+    oracle.state = state
     oracle.check_invariants()
 
 
-@given(logs)
-@settings(deadline=None)
-def test_a_wait_is_resolved_once_and_its_result_stays(log: Log) -> None:
-    """However often its task moves, dies and is redriven."""
-    history = History().joined()
-    history.submitted("t").assigned("t")
-    results: dict[tuple[Any, str], Any] = {}
-    for writer, events in log:
-        history.commit(writer, *events)
-        for task in (*history.state.tasks.values(), *history.state.dead.values()):
-            for key, wait in task.awaited.items():
-                known = results.setdefault((task.submitted, key), wait.resolved)
-                assert known in (None, wait.resolved)
-                results[task.submitted, key] = wait.resolved
+def check_shares(state: SwarmState) -> None:
+    """What tenants and keys use is what a count says."""
+    live, slots, keys = Counter[str](), Counter[str](), Counter[str]()
+    for task in state.tasks.values():
+        live[task.tenant] += 1
+        slots[task.tenant] += len(task.attempts)
+        if task.concurrency_key and task.attempts:
+            keys[task.concurrency_key] += len(task.attempts)
+    assert {name: use.live for name, use in state.tenants.items()} == live
+    assert {name: use.slots for name, use in state.tenants.items()} == slots
+    assert state.keys == keys
+
+
+@given(logs, st.lists(st.integers(0, 5_000), min_size=1, max_size=5), st.integers(0, 40), st.booleans())
+@settings(deadline=None, max_examples=150)
+def test_what_holds_of_any_log(log: Log, pauses: list[int], cut: int, twice: bool) -> None:
+    """Each law on every log that is drawn: drawing one takes longer than all of them."""
+    history = tell(log, pauses)
+    check_replay(history, cut, twice)
+    check_members(history.state)
+    check_shares(history.state)
 
 
 @given(st.lists(st.tuples(st.sampled_from(WRITERS), st.binary(max_size=60), st.binary(max_size=20)), max_size=8))
