@@ -1,7 +1,7 @@
 """`swarmd bench core`: what the pure core does by itself, without a broker, a network or an event loop.
 
 It folds a made log (bench_records.py), starts from a snapshot and the tail behind it, queues tasks in processes of
-their own (bench_memory.py), and takes tasks through a leader part by part (bench_leader.py). All times are CPU time of
+their own (bench_resident.py), and takes tasks through a leader part by part (bench_leader.py). All times are CPU time of
 this process, since whoever else uses the machine must not show; compare them within one run only.
 """
 
@@ -109,9 +109,9 @@ async def run(args: argparse.Namespace) -> int:
 
 
 async def _queued(kind: str, tasks: int) -> dict[str, float]:
-    """What `bench_memory` says in a process of its own."""
+    """What `bench_resident` says in a process of its own."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "swarmd.edges.bench_memory", kind, str(tasks)),
+        *(sys.executable, "-P", "-m", "swarmd.edges.bench_resident", kind, str(tasks)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
     )

@@ -1,6 +1,6 @@
 """How many bytes a queued task takes: a process of its own, which grows by that many tasks and says by how much.
 
-Run as `python -m swarmd.edges.bench_memory fold|queue TASKS`. "fold" holds the state alone, "queue" what a leader has
+Run as `python -m swarmd.edges.bench_resident fold|queue TASKS`. "fold" holds the state alone, "queue" what a leader has
 besides: its queue, timers and overlays. Prints one JSON object.
 """
 
