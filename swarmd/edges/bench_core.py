@@ -1,8 +1,8 @@
 """`swarmd bench core`: what the pure core does by itself, without a broker, a network or an event loop.
 
 It folds a made log (bench_records.py), starts from a snapshot and the tail behind it, queues tasks in processes of
-their own (bench_resident.py), and takes tasks through a leader part by part (bench_leader.py). All times are CPU time of
-this process, since whoever else uses the machine must not show; compare them within one run only.
+their own (bench_resident.py), and takes tasks through a leader part by part (bench_leader.py). All times are CPU time
+of this process, since whoever else uses the machine must not show; compare them within one run only.
 """
 
 from __future__ import annotations
