@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.system.ups import PLAIN
+from tests.system.ups import PLAIN, main_here
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +20,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 COMMAND_S = 60
+#: What asks a running swarm and does no more: it loads no agents and needs no process of its own.
+ASKING = frozenset(
+    "agents cancel feedback inbox log members pause redrive replay result resume schedule signal status submit tasks "
+    "tell verify watch".split()
+)
 
 
 def marked(page: str, mark: str) -> list[tuple[str, str]]:
@@ -53,8 +61,21 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     return {"PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}:{folder}", **more}
 
 
+def plain_words(command: str) -> list[str]:
+    """The arguments of a `swarmd` that only asks a swarm, without anything that takes a shell; or nothing."""
+    unquoted = re.sub(r"'[^']*'", "''", command)
+    if not command.startswith("swarmd ") or re.search(r"[$`\\|&;<>()*?\[\]{}~#!\n]", unquoted):
+        return []
+    words = shlex.split(command)[1:]
+    return words if words and words[0] in ASKING else []
+
+
 def shell(command: str, folder: Path, environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """One command as a shell runs it."""
+    """One command as a shell runs it; within this process if that is the same, since that is ten times as fast."""
+    if words := plain_words(command):
+        with contextlib.chdir(folder), ThreadPoolExecutor(1) as threads:  # a command brings its own event loop
+            told = threads.submit(main_here, words, "", environ).result()
+        return subprocess.CompletedProcess(words, told.code, told.out, told.err)
     return subprocess.run(
         ["sh", "-c", command],
         cwd=folder,

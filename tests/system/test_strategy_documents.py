@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +13,14 @@ import pytest
 
 from swarmd import strategies
 from swarmd.sdk import agents_in
-from tests.system.ups import PLAIN, RunningUp
+from tests.system.pages import shell
+from tests.system.ups import RunningUp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "how-to" / "strategies").glob("*.md"))
-COMMAND_S = 60
 
 #: What must come of each page's command.
 PROMISES: dict[str, Any] = {
@@ -58,15 +57,7 @@ def run_commands(page: Path, folder: Path, environ: dict[str, str], without: Any
         if needed in (without or {}):
             continue
         for line in content.splitlines():
-            done = subprocess.run(
-                ["sh", "-c", line.removeprefix("$ ")],
-                cwd=folder,
-                env={**PLAIN, **environ},
-                capture_output=True,
-                text=True,
-                timeout=COMMAND_S,
-                check=False,
-            )
+            done = shell(line.removeprefix("$ "), folder, environ)
             assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
             assert PROMISES[page.stem](json.loads(done.stdout)), f"{line}: {done.stdout}"
 

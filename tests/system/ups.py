@@ -57,12 +57,12 @@ def swarmd(*arguments: str, environ: Mapping[str, str] = NONE) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def main_here(arguments: list[str], stdin: str) -> Done:
+def main_here(arguments: list[str], stdin: str, environ: Mapping[str, str] = NONE) -> Done:
     """`swarmd.edges.cli.main` with streams and environment of its own."""
     out, err = io.StringIO(), io.StringIO()
     kept = dict(os.environ), sys.stdin
     os.environ.clear()
-    os.environ.update(PLAIN)
+    os.environ.update({**PLAIN, **environ})
     sys.stdin = io.TextIOWrapper(io.BytesIO(stdin.encode()))
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
