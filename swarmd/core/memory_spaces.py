@@ -37,12 +37,20 @@ class Caller(Struct, frozen=True):
         return f"{self.swarm}/{self.task}" if self.swarm and self.task else ""
 
 
+CLIENT: Final = Caller()
+ADMIN: Final = Caller("admin")
+
+
 def caller_of(subject: str, agent: str = "", task: str = "") -> Caller:
-    """Who asks, by the subject of a request."""
+    """Who asks, by the subject of a request. Raises `Rejected("bad_name" | "bad_id")`."""
     parts = subject.split(".")
     if len(parts) == 5 and parts[2] == "of":
-        return Caller("member", parts[3], agent, task)
-    return Caller("admin" if len(parts) == 4 and parts[2] == "ctl" else "client")
+        if agent:
+            check_name("agent", agent)
+        if task:
+            check_task_id(task)
+        return Caller("member", check_name("swarm", parts[3]), agent, task)
+    return ADMIN if len(parts) == 4 and parts[2] == "ctl" else CLIENT
 
 
 def own(caller: Caller) -> list[str]:

@@ -111,13 +111,13 @@ class MemoryLog:
         self._offered.append(event)
         self._writer.wake()
 
-    async def commit(self, *events: tuple[str, Fact]) -> None:
-        """Append events (subject, fact), in this order, and wait until the fold has seen all of them.
+    async def commit(self, *events: tuple[str, Fact]) -> int:
+        """Append events (subject, fact), in this order, and wait until the fold has seen all; where it saw the last.
 
         Whether they counted is in the state. Raises the first `Rejected("log_full" | "too_large" | "too_deep")`.
         """
         left, why = len(events), list[SwarmdError]()
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def folded(error: SwarmdError | None) -> None:
             nonlocal left
@@ -125,14 +125,14 @@ class MemoryLog:
             if error is not None:
                 why.append(error)
             if not left and not done.done():
-                done.set_result(None)
+                done.set_result(self.state.seq)
 
         for subject, fact in events:
             self.offer(subject, fact, folded)
-        if events:
-            await done
+        seq = await done if events else self.state.seq
         if why:
             raise why[0]
+        return seq
 
     async def note_read(self, caller: Caller, how: How, memories: Mapping[str, int], step: str = "") -> None:
         """Have it in the log that the caller's task was given these versions (memory to sequence), before it is.
