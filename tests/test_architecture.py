@@ -58,6 +58,7 @@ LIBRARIES = {
     "aiohttp": {"adapters", "edges"},
     "yarl": {"adapters"},
     "milvus_lite": {"adapters"},
+    "numpy": {"adapters"},
     "prometheus_client": {"adapters"},
     "uvloop": {"edges"},
     "rich": {"edges"},

@@ -1,8 +1,11 @@
-"""The memory projection in Milvus: `store` speaks to it, `rows` says what is in it."""
+"""The memory projection in Milvus: `stores` opens it, `schema` says what is in it, `words` are beside it."""
 
 from __future__ import annotations
 
+from swarmd.adapters.milvus_store.connection import Place
 from swarmd.adapters.milvus_store.rows import collection_for
 from swarmd.adapters.milvus_store.store import MilvusStore
+from swarmd.adapters.milvus_store.stores import MilvusVectorStores
+from swarmd.adapters.milvus_store.vector_store import MilvusVectorStore
 
-__all__ = ["MilvusStore", "collection_for"]
+__all__ = ["MilvusStore", "MilvusVectorStore", "MilvusVectorStores", "Place", "collection_for"]

@@ -1,0 +1,201 @@
+"""Answers to many queries at once: one dense request, words beside it, one request for what is shown.
+
+Job: group queries by what they let through, fuse, fetch, cut by similarity, spread by diversity.
+Invariants: what is fetched is checked by `matches` once more, so that neither digests that meet by chance nor a row
+that changed in between can show what a filter forbids; similarities are cosines of vectors as they are stored.
+Must not know: writes, the mark (but for its key).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final
+
+from swarmd.adapters.milvus_store import schema
+from swarmd.adapters.milvus_store.connection import TIMEOUT_S
+from swarmd.adapters.milvus_store.word_index import WordQuery
+from swarmd.core.memory_filter import matches
+from swarmd.passages import candidates, diverse, fuse, is_live
+from swarmd.ports import Hit, VectorQuery
+from swarmd.text import stems
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from swarmd.adapters.milvus_store.connection import Connection
+    from swarmd.adapters.milvus_store.words import Words
+
+ROWS_PER_GET: Final = 500
+
+Found = dict[str, float]
+"""Keys with their cosines, nearest first."""
+
+
+class Recall:
+    """Answers from one collection; `expiring_ms` is when its first row may have expired (0: never)."""
+
+    def __init__(self, connection: Connection, words: Words) -> None:
+        self.requests = 0
+        """Dense search requests sent so far: one for each group of coalesced queries with the same filter."""
+        self.expiring_ms = 0
+        self.was_asked = False
+        """Since this was last set to False by its owner."""
+        self._connection = connection
+        self._words = words
+
+    async def answer(self, queries: list[VectorQuery]) -> list[list[Hit]]:
+        """The hits of each query, best first."""
+        self.was_asked = True
+        near, by_words = await asyncio.gather(
+            asyncio.to_thread(self._near, queries), asyncio.to_thread(self._by_words, queries)
+        )
+        return await asyncio.to_thread(self._show, queries, near, by_words)
+
+    def warm_up(self, dimension: int) -> None:
+        """What the first search would have to wait for."""
+        query = VectorQuery(text="warm up", vector=[1.0] + [0.0] * (dimension - 1))
+        self._show([query], self._near([query]), self._by_words([query]))
+
+    def by_words(self, texts: list[str], expression: str, depth: int) -> list[list[str]]:
+        """For each text the best keys by Milvus's own index of words."""
+        return [list(found) for found in self._search("lexical", texts, expression, depth)]
+
+    def _near(self, queries: Sequence[VectorQuery]) -> list[Found]:
+        groups: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+        for index, query in enumerate(queries):
+            if query.vector is not None:
+                # Clocks of coalesced queries differ by little: they share a request, and `is_live` tells them apart.
+                second = query.now_ms // 1000 if self._may_have_expired(query) else -1
+                groups[schema.expression_of(query.where), second].append(index)
+        answers: list[Found] = [{} for _ in queries]
+        for (expression, second), members in groups.items():
+            living = schema.alive(min(queries[index].now_ms for index in members)) if second >= 0 else ""
+            depth = max(candidates(queries[index].k) for index in members)
+            vectors = [_array(queries[index].vector) for index in members]
+            self.requests += 1
+            found = self._search("dense", vectors, schema.all_of([expression, living]), depth)
+            for index, hits in zip(members, found, strict=True):
+                depth = candidates(queries[index].k)
+                answers[index] = dict(list(hits.items())[:depth])
+        return answers
+
+    def _by_words(self, queries: Sequence[VectorQuery]) -> list[list[str]]:
+        return self._words.rank(
+            [
+                WordQuery(
+                    stems(query.text),
+                    query.where,
+                    query.now_ms if self._may_have_expired(query) else 0,
+                    candidates(query.k),
+                )
+                for query in queries
+            ]
+        )
+
+    def _may_have_expired(self, query: VectorQuery) -> bool:
+        """Whether any row has by then: without that, searching need not look."""
+        return 0 < self.expiring_ms <= query.now_ms
+
+    def _show(
+        self, queries: Sequence[VectorQuery], near: Sequence[Found], by_words: Sequence[list[str]]
+    ) -> list[list[Hit]]:
+        pools: list[dict[str, float]] = []
+        bare: set[str] = set()
+        with_vectors: set[str] = set()
+        for query, cosines, words in zip(queries, near, by_words, strict=True):
+            fused = dict(fuse([list(cosines), words], len(cosines) + len(words)))
+            pool = {key: score for key, score in fused.items() if cosines.get(key, 1.0) >= query.min_similarity}
+            if not query.diversity and query.min_similarity <= -1:
+                pool = dict(list(pool.items())[: query.k])
+            pools.append(pool)
+            bare.update(pool)
+            if query.diversity:
+                with_vectors.update(pool)
+            elif query.vector is not None:
+                with_vectors.update(key for key in pool if key not in cosines)
+        rows = self._get(with_vectors, [*schema.WORDS, "dense"]) | self._get(bare - with_vectors, schema.WORDS)
+        return [_chosen(query, pool, cosines, rows) for query, pool, cosines in zip(queries, pools, near, strict=True)]
+
+    def _get(self, keys: Iterable[str], fields: list[str]) -> dict[str, dict[str, Any]]:
+        wanted = sorted(keys)
+        rows: dict[str, dict[str, Any]] = {}
+        for at in range(0, len(wanted), ROWS_PER_GET):
+            part = wanted[at : at + ROWS_PER_GET]
+            found = self._connection.call(
+                lambda client: client.get(
+                    self._connection.collection,
+                    ids=part,  # noqa: B023
+                    output_fields=["key", *fields],
+                    timeout=TIMEOUT_S,
+                )
+            )
+            rows.update((row["key"], dict(row)) for row in found)
+        return rows
+
+    def _search(self, field: str, data: list[Any], expression: str, limit: int) -> list[Found]:
+        """For each query the best keys by one index, best first; the mark is left out."""
+        answers = self._connection.call(
+            lambda client: client.search(
+                self._connection.collection,
+                data,
+                anns_field=field,
+                filter=expression,
+                limit=limit + 1,
+                output_fields=["key"],
+                timeout=TIMEOUT_S,
+            )
+        )
+        return [
+            dict(
+                list({hit["key"]: float(hit["distance"]) for hit in hits if hit["key"] != schema.MARK}.items())[:limit]
+            )
+            for hits in answers
+        ]
+
+
+def _chosen(
+    query: VectorQuery, pool: Mapping[str, float], cosines: Found, rows: Mapping[str, dict[str, Any]]
+) -> list[Hit]:
+    hits: list[Hit] = []
+    vectors: list[Any] = []
+    for key, score in pool.items():
+        row = rows.get(key)
+        if row is None:  # dropped since it was found
+            continue
+        memory = schema.memory_of(row)
+        if not matches(query.where, memory) or not is_live(memory, query.now_ms):
+            continue
+        similarity = float("nan")
+        if query.vector is not None:
+            similarity = cosines[key] if key in cosines else _cosine(row["dense"], query.vector)
+            if similarity < query.min_similarity:
+                continue
+        hits.append(Hit(memory, score, similarity))
+        vectors.append(row.get("dense"))
+    if not query.diversity or not hits:
+        return hits[: query.k]
+    likeness = _likeness(vectors)
+    order = diverse([hit.score for hit in hits], lambda index: likeness[index].tolist(), query.k, query.diversity)
+    return [hits[index] for index in order]
+
+
+def _array(vector: Any) -> Any:
+    import numpy
+
+    return numpy.asarray(vector, "float32")
+
+
+def _cosine(one: Any, other: Any) -> float:
+    import numpy
+
+    first, second = _array(one), _array(other)
+    return float(first @ second / (numpy.linalg.norm(first) * numpy.linalg.norm(second)))
+
+
+def _likeness(vectors: list[Any]) -> Any:
+    import numpy
+
+    matrix = numpy.asarray(vectors, "float32")
+    matrix /= numpy.linalg.norm(matrix, axis=1, keepdims=True)
+    return matrix @ matrix.T
