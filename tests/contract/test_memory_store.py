@@ -225,7 +225,7 @@ class OtherEmbedder(HashEmbedder):
 async def test_another_embedder_is_refused(make: Reopen, store: Store, other: Embedder) -> None:
     await store.apply(ALL, [], 4)
     stranger = make(other)
-    with pytest.raises(Rejected, match=r"hash-v1-256.*rebuild") as caught:
+    with pytest.raises(Rejected, match=r"hash-v2-256.*rebuild") as caught:
         await stranger.open()
     assert caught.value.code == "embedder_mismatch"
     await stranger.close()

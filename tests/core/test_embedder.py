@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
+from hashlib import blake2b
 from math import isclose, sqrt
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from swarmd.common_words import WEIGHTS, weight_of
 from swarmd.core.errors import Rejected
 from swarmd.hash_embedder import HashEmbedder
+from swarmd.synonyms import by_stem, groups_of
+from swarmd.text import STOP_WORDS
 
 EMBEDDER = HashEmbedder(256)
 
@@ -67,6 +72,26 @@ def test_similar_texts_are_nearer_than_unrelated_ones(query: str, similar: str, 
     assert nearness(query, similar) > nearness(query, unrelated) + 0.1
 
 
+def test_synonyms_are_a_little_alike() -> None:
+    assert nearness("remove the picture", "delete this image") > nearness("remove the picture", "translate it") + 0.2
+    assert nearness("boss", "manager") > 0.1
+
+
+def test_a_common_word_tells_less_than_a_rare_one() -> None:
+    assert weight_of("return") < weight_of("server") < weight_of("quarantin") == 1.0
+    text = "the file with the lease"
+    assert nearness(text, "a lease") > nearness(text, "a file")
+
+
+def test_the_tables_hold_what_they_should() -> None:
+    assert all(0.5 <= weight < 1.0 for weight in WEIGHTS.values())
+    assert all(len(numbers) == len(set(numbers)) for numbers in by_stem().values())
+    assert not {word for word in WEIGHTS if word in STOP_WORDS}
+    sizes = Counter(number for numbers in by_stem().values() for number in numbers)
+    assert set(sizes) == set(range(len(sizes)))
+    assert min(sizes.values()) >= 2
+
+
 def test_repetition_counts_less_than_variety() -> None:
     once, often = "lease broker", "lease lease lease lease lease lease broker"
     assert nearness(once, often) > 0.8
@@ -77,8 +102,18 @@ def test_spelling_carries_over_to_unseen_forms() -> None:
 
 
 def test_the_id_names_method_and_dimension() -> None:
-    assert HashEmbedder().id == "hash-v1-1024"
-    assert EMBEDDER.id == "hash-v1-256"
+    assert HashEmbedder().id == "hash-v2-384"
+    assert EMBEDDER.id == "hash-v2-256"
+
+
+def test_the_vectors_of_an_id_never_change() -> None:
+    """Stores hold vectors of this id: whoever changes weights, groups or hashes gives the embedder another one."""
+    text = "Delete what is stale: the broker's lease expired, and 東京 is offline"
+    (vector,) = HashEmbedder().embed([text])
+    numbers = ",".join(f"{x:.6f}" for x in vector)
+    assert blake2b(numbers.replace("-0.000000", "0.000000").encode(), digest_size=8).hexdigest() == "3883ec66ab2a7288"
+    tables = repr([(word, weight_of(word), groups_of(word)) for word in sorted({*WEIGHTS, *by_stem()})])
+    assert blake2b(tables.encode(), digest_size=8).hexdigest() == "e211b0a0f1f7f973"
 
 
 @pytest.mark.parametrize("dimension", [0, -1, 63, 32_769])
