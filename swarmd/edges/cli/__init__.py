@@ -16,6 +16,7 @@ from swarmd.edges.cli import (
     flags,
     history,
     mcp,
+    memory,
     nodes,
     people,
     processes,
@@ -54,7 +55,7 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     top.add_argument("--version", action=_Version, nargs=0, help="show the version")
     commands = flags.Commands(top, shared)
     processes.add(commands, argv)
-    for module in (tasks, people, schedules, swarms, nodes, history, checks, reconciling, simulations, mcp):
+    for module in (tasks, people, schedules, swarms, nodes, memory, history, checks, reconciling, simulations, mcp):
         module.add(commands)
     return top
 

@@ -24,7 +24,7 @@ INTERRUPTED: Final = 130
 
 EXIT_CODES: Final = """exit codes:
   0    done
-  1    something differs (reconcile)
+  1    something differs (reconcile, memory verify)
   2    wrong usage of the command line
   3    rejected: the input, the configuration or the state forbids it
   4    fault: broker, swarm or disk unreachable or failing; worth another try

@@ -9,6 +9,11 @@ _UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_0
 _DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)(ms|s|m|h|d)")
 
 
+def is_duration(text: str) -> bool:
+    """Whether it is written as a duration, not as a moment."""
+    return _DURATION.fullmatch(text) is not None
+
+
 def duration_ms(flag: str, text: str) -> int:
     """`90s`, `1.5h` in milliseconds. Raises `Rejected("bad_usage")`."""
     from swarmd.core.errors import Rejected

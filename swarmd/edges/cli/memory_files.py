@@ -1,0 +1,209 @@
+"""Commands that move memories in and out: import, export. A file has one JSON object in each line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from swarmd.edges.cli import flags
+from swarmd.edges.cli.memory_asking import reach
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from swarmd.edges.cli.progress import Progress
+    from swarmd.edges.cli.session import Session
+    from swarmd.edges.memory_client import MemoryClient
+    from swarmd.edges.memory_import import Imported
+
+#: What an export that is not finished is called.
+PART: Final = ".part"
+TAIL_BYTES: Final = 64 * 1024
+
+
+def add(group: flags.Commands) -> None:
+    """Their parsers."""
+    taken = group.add("import", _import, "remember the lines of a JSONL file", "swarmd memory import facts.jsonl")
+    taken.add_argument("file", metavar="FILE", help='one {"text": …} in each line; - for stdin')
+    taken.add_argument("--skip-bad", action="store_true", help="leave out lines that are refused, and go on")
+    taken.add_argument("--update", action="store_true", help="change memories whose id holds another text")
+    reach(taken)
+    export = group.add(
+        "export", _export, "write every memory as a line of JSON (admin)", "swarmd memory export all.jsonl --data data"
+    )
+    export.add_argument("file", metavar="FILE", nargs="?", default="-", help="where to (default: stdout)")
+    export.add_argument("--after", type=int, default=0, metavar="SEQ", help="only what is newer than that sequence")
+    export.add_argument("--resume", action="store_true", help="go on with an export of FILE that was interrupted")
+    reach(export, admin=False)
+
+
+# --- import ----------------------------------------------------------------------------------------
+
+
+def _import(args: argparse.Namespace) -> int:
+    from swarmd.edges.cli import memory_asking as asking
+
+    with _opened(args.file) as (file, size):
+
+        async def act(session: Session, client: MemoryClient) -> int:
+            return await _import_over(session, client, file, size)
+
+        return asking.ask(args, act, patience_ms=asking.LONG_PATIENCE_MS)
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[tuple[Any, int]]:
+    """A file and its size, 0 where it has none. Raises `Rejected("bad_usage")`."""
+    from swarmd.core.errors import Rejected
+
+    if name == "-":
+        yield sys.stdin.buffer, 0
+        return
+    try:
+        file = open(name, "rb")
+    except OSError as error:
+        raise Rejected("bad_usage", f"cannot read {name}: {error.strerror}") from None
+    with file:
+        yield file, os.fstat(file.fileno()).st_size
+
+
+async def _import_over(session: Session, client: MemoryClient, file: Any, size: int) -> int:
+    from swarmd.core.errors import Rejected
+    from swarmd.edges.cli.progress import progress
+    from swarmd.edges.cli.session import note
+    from swarmd.edges.memory_import import Import
+
+    args = session.args
+    with progress("importing", unit="bytes" if size else "", quiet=session.json) as bar:
+
+        def moved(came_to: Imported, read: int) -> None:
+            known = came_to.remembered + came_to.updated
+            bar.at(read if size else known, size, f"{known:,} memories")
+
+        run = Import(client, skip_bad=args.skip_bad, update=args.update, told=note, moved=moved)
+        try:
+            came_to = await run.run(file)
+        except Rejected as error:
+            if error.code == "bad_line":
+                raise Rejected("bad_usage", f"{args.file}, {error.message}") from None
+            raise
+        finally:
+            if not session.json:
+                note(_came_to(run.came_to))
+    session.tell(came_to, f"{came_to.remembered + came_to.updated} memories of {args.file} are remembered")
+    return flags.OK
+
+
+def _came_to(came_to: Imported) -> str:
+    changed = f", {came_to.updated} changed" if came_to.updated else ""
+    left = f", {came_to.skipped} left out" if came_to.skipped else ""
+    return f"{came_to.remembered} of {came_to.lines} lines are in{changed}{left}; the same again makes no double"
+
+
+# --- export ----------------------------------------------------------------------------------------
+
+
+def _export(args: argparse.Namespace) -> int:
+    from swarmd.core.errors import Rejected
+    from swarmd.edges.cli import memory_asking as asking
+
+    asking.within("--after", args.after, 0, asking.SEQ_MAX)
+    if args.resume and (args.file == "-" or args.after):
+        raise Rejected("bad_usage", "--resume takes the name of a file, and finds out itself after which sequence")
+    with _target(args) as (file, after):
+
+        async def act(session: Session, client: MemoryClient) -> int:
+            from swarmd.edges.cli.progress import progress
+
+            quiet = session.json or (args.file == "-" and sys.stdout.isatty())
+            with progress("exporting", quiet=quiet) as bar:
+                count, last = await _write(client, file, after, bar)
+            if args.file != "-":
+                _finish(file, args.file)
+            _tell(session, count, last)
+            return flags.OK
+
+        return asking.ask(args, act, admin=True, patience_ms=asking.LONG_PATIENCE_MS)
+
+
+@contextmanager
+def _target(args: argparse.Namespace) -> Iterator[tuple[TextIO, int]]:
+    """Where to write, and after which sequence to begin. Raises `Rejected("bad_usage")`."""
+    from swarmd.core.errors import Rejected
+
+    if args.file == "-":
+        yield sys.stdout, args.after
+        return
+    part = Path(args.file + PART)
+    try:
+        after = _last_seq(part) if args.resume else args.after
+        file = part.open("a" if args.resume else "w", encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise Rejected("bad_usage", f"cannot write {part}: {error.strerror}") from None
+    with file:
+        yield file, after
+
+
+def _last_seq(part: Path) -> int:
+    """The sequence of the last whole line of an unfinished export, whose broken end is cut off."""
+    import msgspec
+
+    from swarmd.core.errors import UNREADABLE, Rejected
+    from swarmd.core.memory_wire import ExportedMemory
+    from swarmd.edges.memory_lines import LINE_BYTES_MAX
+
+    with part.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        tail = TAIL_BYTES
+        while True:
+            start = max(0, size - tail)
+            file.seek(start)
+            *whole, broken = file.read().split(b"\n")
+            if start == 0 or len(whole) > 1:  # the first piece of a tail may be half a line
+                break
+            if tail > 2 * LINE_BYTES_MAX:
+                raise Rejected("bad_usage", f"{part} has no whole line near its end: export without --resume")
+            tail *= 4
+        file.truncate(size - len(broken))
+    if not whole:
+        return 0
+    try:
+        return msgspec.json.decode(whole[-1], type=ExportedMemory).seq
+    except UNREADABLE:
+        raise Rejected("bad_usage", f"{part} does not end in a memory: export without --resume") from None
+
+
+async def _write(client: MemoryClient, file: TextIO, after: int, bar: Progress) -> tuple[int, int]:
+    """How many were written, and the sequence of the last one."""
+    from swarmd.edges.cli.session import as_json
+
+    total = 0 if after else (await client.stats()).memories
+    count, last = 0, after
+    async for memory in client.export(after):
+        file.write(as_json(memory) + "\n")
+        count, last = count + 1, memory.seq
+        bar.at(count, max(total, count) if total else 0)
+    file.flush()
+    return count, last
+
+
+def _finish(file: TextIO, name: str) -> None:
+    """The whole export under its own name, once it is on the disk."""
+    os.fsync(file.fileno())
+    os.replace(name + PART, name)
+
+
+def _tell(session: Session, count: int, last: int) -> None:
+    from swarmd.edges.cli.session import as_json, note
+
+    name = session.args.file
+    if name == "-":
+        note(f"{count} memories, up to sequence {last}")
+    elif session.json:
+        print(as_json({"file": name, "memories": count, "seq": last}))
+    else:
+        print(f"{name} has {count} memories, up to sequence {last}")
