@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from swarmd.core.turns import ModelReply, ModelRequest, Turn
     from swarmd.core.wire import Submission
     from swarmd.edges.client import Client, Handle, TaskFailed
+    from swarmd.reuse import Reuse
     from swarmd.roles.attempt import AgentFailed, Answer, ChildFailed, Decision, Message, TimedOut
     from swarmd.roles.context import Context
     from swarmd.sdk import Agent, agent
@@ -32,6 +33,7 @@ __all__ = [
     "ModelReply",
     "ModelRequest",
     "Rejected",
+    "Reuse",
     "Submission",
     "TaskFailed",
     "TimedOut",
@@ -56,6 +58,7 @@ _HOMES = {
     "ModelReply": "swarmd.core.turns",
     "ModelRequest": "swarmd.core.turns",
     "Rejected": "swarmd.core.errors",
+    "Reuse": "swarmd.reuse",
     "Submission": "swarmd.core.wire",
     "TaskFailed": "swarmd.edges.client",
     "TimedOut": "swarmd.roles.attempt",

@@ -10,6 +10,7 @@ from swarmd.core.ids import check_name
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from swarmd.reuse import Reuse
     from swarmd.roles.context import Context
 
 AgentFunction = Callable[["Context", Any], Awaitable[Any]]
@@ -27,7 +28,7 @@ class Agent:
     the first: their code must then go through the recorded steps, under their new names, as the old code did.
 
     Two attempts of an `idempotent` agent may run at once: when one is late it gets another beside it, and the first
-    result counts.
+    result counts. With `reuse` the result of an earlier task may stand for that of one whose input is alike.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class Agent:
         version: str = "1",
         migrates: Migrations | None = None,
         idempotent: bool = False,
+        reuse: Reuse | None = None,
     ) -> None:
-        self.idempotent = idempotent
+        self.idempotent, self.reuse = idempotent, reuse
         self.name = check_name("agent", name)
         self.run = run
         self.version = check_name("version", version)
@@ -59,7 +61,12 @@ def agent(function: AgentFunction) -> AgentFunction: ...
 
 @overload
 def agent(
-    *, name: str = "", version: str = "1", migrates: Migrations | None = None, idempotent: bool = False
+    *,
+    name: str = "",
+    version: str = "1",
+    migrates: Migrations | None = None,
+    idempotent: bool = False,
+    reuse: Reuse | None = None,
 ) -> Callable[[AgentFunction], AgentFunction]: ...
 
 
@@ -70,11 +77,13 @@ def agent(
     version: str = "1",
     migrates: Migrations | None = None,
     idempotent: bool = False,
+    reuse: Reuse | None = None,
 ) -> Any:
     """Mark an async function as an agent, under its own name or `name`; the function stays callable.
 
     Raise `version` when tasks under way could not go on with the new code; `migrates={"1": {"old": "new"}}` lets it
-    take over tasks of version 1 whose steps were renamed. Late attempts of an `idempotent` agent are hedged.
+    take over tasks of version 1 whose steps were renamed. Late attempts of an `idempotent` agent are hedged. With
+    `reuse=Reuse(threshold=0.95)` results are kept in the memory, and taken for inputs that are alike.
 
     @agent
     async def greet(ctx, who):
@@ -82,7 +91,8 @@ def agent(
     """
 
     def mark(marked: AgentFunction) -> AgentFunction:
-        setattr(marked, _MARK, Agent(name or getattr(marked, "__name__", ""), marked, version, migrates, idempotent))
+        called = name or getattr(marked, "__name__", "")
+        setattr(marked, _MARK, Agent(called, marked, version, migrates, idempotent, reuse))
         return marked
 
     return mark if function is None else mark(function)

@@ -51,7 +51,9 @@ from swarmd.edges import cli, schemas
 from swarmd.edges.cli import flags
 from swarmd.roles.context import Context
 from swarmd.roles.family import Spawning
+from swarmd.roles.memory_steps import Keeping, Recalling, Updating
 from swarmd.roles.waits import Approving, Asking
+from swarmd.roles.watch_steps import Watching
 from tests.core.history import NODE, OTHER, History
 from tests.sim.laws import LAWS
 
@@ -297,7 +299,7 @@ def test_each_exit_code_is_listed() -> None:
 # --- the context -----------------------------------------------------------------------------------
 
 #: Of a context, but for the worker that runs the attempt.
-NOT_FOR_AGENTS = {"load", "pack"}
+NOT_FOR_AGENTS = {"load", "pack", "reused"}
 
 
 def _keywords(name: str) -> list[str]:
@@ -307,7 +309,9 @@ def _keywords(name: str) -> list[str]:
         if parameter.kind is parameter.KEYWORD_ONLY:
             found.append(parameter.name)
         elif parameter.name == "how":
-            found += {"ask": Asking, "approve": Approving, "spawn": Spawning}[name].__annotations__
+            found += {"ask": Asking, "approve": Approving, "spawn": Spawning, "recall": Recalling}[name].__annotations__
+        elif parameter.name == "what":
+            found += {"remember": Keeping, "update_memory": Updating, "watch": Watching}[name].__annotations__
     return found
 
 

@@ -6,10 +6,10 @@ steps give the same turns and so the same next move. Nothing here calls a model 
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from swarmd.core.events import Failure
 from swarmd.core.turns import ModelReply, ModelRequest, ToolCall, ToolSpec, Turn
@@ -25,7 +25,7 @@ class AgentSpec(Struct, frozen=True, omit_defaults=True):
 
     `model` may be several, asked in turn when one fails. `output` is the JSON Schema of its answer. `verify` names an
     agent that judges each answer: what it objects to is told to the model, at most `verify_max` times. Late attempts of
-    an `idempotent` one are hedged.
+    an `idempotent` one are hedged. With a `reuse_threshold` above 0 answers to inputs alike are reused.
     """
 
     name: str
@@ -40,6 +40,9 @@ class AgentSpec(Struct, frozen=True, omit_defaults=True):
     output: dict[str, Any] | None = None
     verify: str = ""
     verify_max: int = 2
+    reuse_threshold: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    reuse_scope: Literal["agent", "swarm", "shared"] = "agent"
+    reuse_expires_s: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class CallModel(Struct):

@@ -23,8 +23,8 @@ class ProgramSpec(Struct, frozen=True):
     """A program agent's executable and its limits; `env` names the variables that it gets besides the plain ones.
 
     `start_timeout_ms` ends with its first line; `silence_timeout_ms` is how long it may say nothing while it is its
-    turn (0: for ever); `stop_timeout_ms` is how long it may take to end before it is killed. `version`, `migrates` and
-    `idempotent` are those of every agent.
+    turn (0: for ever); `stop_timeout_ms` is how long it may take to end before it is killed. `version`, `migrates`,
+    `idempotent` and `reuse_…` are those of every agent.
     """
 
     command: Annotated[tuple[str, ...], Meta(min_length=1)]
@@ -38,6 +38,9 @@ class ProgramSpec(Struct, frozen=True):
     version: str = "1"
     migrates: dict[str, dict[str, str]] = field(default_factory=dict)
     idempotent: bool = False
+    reuse_threshold: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    reuse_scope: Literal["agent", "swarm", "shared"] = "agent"
+    reuse_expires_s: Annotated[float, Meta(ge=0)] = 0.0
 
 
 # --- host to program -------------------------------------------------------------------------------

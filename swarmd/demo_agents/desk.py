@@ -15,7 +15,7 @@ from swarmd.demo_agents.texts import Cited, passages_prompt
 from swarmd.sdk import agent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from swarmd.core.memory_wire import RecalledPassage
     from swarmd.roles.context import Context
@@ -57,5 +57,5 @@ async def _look_up(ctx: Context, wanted: Any, instructions: Callable[[str], str]
     return texts
 
 
-def _sources(found: list[RecalledPassage]) -> list[str]:
+def _sources(found: Sequence[RecalledPassage]) -> list[str]:
     return [passage.source for passage in found]

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 from swarmd.aside import in_thread
 from swarmd.roles.attempt import AgentFailed
 from swarmd.roles.family import Family
-from swarmd.roles.memory_steps import MemorySteps
+from swarmd.roles.reuse_steps import ReuseSteps
 from swarmd.roles.tool_steps import ToolSteps
+from swarmd.roles.watch_steps import WatchSteps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Context(ToolSteps, MemorySteps, Family):
+class Context(ToolSteps, WatchSteps, ReuseSteps, Family):
     """What an agent acts through.
 
     `task`, `epoch`, `agent`, `labels`, `priority` and `deadline_at_ms` tell where it is.

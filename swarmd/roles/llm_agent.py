@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from swarmd.core.agent import (
     AgentSpec,
     Answer,
@@ -23,6 +25,7 @@ from swarmd.core.agent import (
 from swarmd.core.tool_text import untrusted
 from swarmd.core.turns import ModelReply, ModelRequest, ToolCall, ToolSpec, Turn
 from swarmd.core.wire import Outcome
+from swarmd.reuse import declared
 from swarmd.roles.attempt import AgentFailed
 from swarmd.sdk import Agent
 from swarmd.structured import read_json
@@ -89,7 +92,8 @@ def llm_agent(spec: AgentSpec, tool_specs: Callable[[str], ToolSpec]) -> Agent:
                     failure = give_up.failure
                     raise AgentFailed(failure.code, failure.message, retryable=False)
 
-    return Agent(spec.name, run, spec.version, idempotent=spec.idempotent)
+    made_of = msgspec.json.encode(spec, order="deterministic").decode()
+    return Agent(spec.name, run, spec.version, None, spec.idempotent, declared(spec, made_of))
 
 
 async def _answered(ctx: Context, spec: AgentSpec, turns: list[Turn], tools: list[ToolSpec]) -> list[Turn]:

@@ -39,6 +39,7 @@ from swarmd.core.program import (
     Told,
 )
 from swarmd.core.tool_text import capped, clean
+from swarmd.reuse import declared
 from swarmd.roles.attempt import AgentFailed
 from swarmd.roles.program_verbs import Verbs
 from swarmd.sdk import Agent
@@ -80,7 +81,8 @@ def program_agent(name: str, spec: ProgramSpec, programs: Programs) -> Agent:
             words.close()
         return output
 
-    return Agent(name, run, spec.version, spec.migrates, spec.idempotent)
+    reuse = declared(spec, "\0".join(spec.command))
+    return Agent(name, run, spec.version, spec.migrates, spec.idempotent, reuse)
 
 
 class _Words:

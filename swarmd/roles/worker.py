@@ -172,11 +172,8 @@ class Worker(MemberProcess):
         try:
             wanted = await context.load()
             try:
-                running = agent.run(context, wanted)
-                if not inspect.isawaitable(running):
-                    why = f"agent {agent.name} is no async function: write `async def`"
-                    raise AgentFailed("not_async", why, retryable=False)
-                output = await running
+                reuse = agent.reuse if start.version == agent.version else None
+                output = await context.reused(reuse, start.version, wanted, lambda: _run_agent(agent, context, wanted))
                 context.check_read()
             finally:
                 context.close()
@@ -209,6 +206,14 @@ class Worker(MemberProcess):
             return failed(start, error.code, error.message, True, error.retry_after_ms or 0)
         log.warning("agent %s failed", start.agent, exc_info=error, extra={"task": start.task})
         return failed(start, "agent_error", f"{type(error).__name__}: {_said(error)}", True)
+
+
+async def _run_agent(agent: Agent, context: Context, wanted: Any) -> Any:
+    running = agent.run(context, wanted)
+    if not inspect.isawaitable(running):
+        why = f"agent {agent.name} is no async function: write `async def`"
+        raise AgentFailed("not_async", why, retryable=False)
+    return await running
 
 
 def _said(error: BaseException) -> str:

@@ -140,8 +140,8 @@ async def _shown(ctx: Context, job: Board, label: str, seq: int) -> list[list[st
 
 
 async def _recall(ctx: Context, text: str, k: int, label: str, seq: int) -> list[RecalledPassage]:
-    found: list[RecalledPassage] = await ctx.recall(text, k=k, labels={"board": label}, at_least_seq=seq)
-    return found
+    found = await ctx.recall(text, k=k, labels={"board": label}, at_least_seq=seq)
+    return list(found)
 
 
 async def _round(
