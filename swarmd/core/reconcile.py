@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from swarmd.core.state import Member, Pair, SwarmState
     from swarmd.core.wire import Roll
 
-#: Whom to ask to heal a difference: the child's leader, the swarm's leader, its observers; "" is up to people.
-Repair = Literal["", "cancel", "requeue", "ask_again", "rebuild"]
+#: Whom to ask to heal a difference: the child's leader, the swarm's leader, its observers, the memory's node; "" is up
+#: to people.
+Repair = Literal["", "cancel", "requeue", "ask_again", "rebuild", "verify"]
 
 
 class Difference(Struct, frozen=True, omit_defaults=True):

@@ -1,7 +1,8 @@
 """Reconciling a swarm: look twice, keep what lasts, heal by events, look again.
 
 Healing asks whoever owns the state: a leader cancels or requeues, an observer makes its catalog and snapshots anew from
-the log. Nothing is ever written past them, so healing twice does nothing the second time.
+the log, a memory node puts its store right. Nothing is ever written past them, so healing twice does nothing the second
+time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from swarmd.core.errors import Fault, Rejected, SwarmdError
 from swarmd.core.ids import check_name
 from swarmd.core.reconcile import Difference
 from swarmd.core.wire import AttemptQuery, RollQuery, TaskQuery
-from swarmd.edges.reconcile_sources import Catalogued, Children, Fold, Members, Saved, Source, ask
+from swarmd.edges.reconcile_sources import Catalogued, Children, Fold, Members, Remembered, Saved, Source, ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from swarmd.adapters.nats_bus import NatsBus
     from swarmd.adapters.nats_connect import NatsSettings
 
-SOURCES: Final = ("hive", "members", "catalog", "snapshots")
+SOURCES: Final = ("hive", "members", "catalog", "snapshots", "memory")
 #: Between two looks: by then what was on its way has arrived.
 SETTLE_S: Final = 2.0
 ROUNDS_MAX: Final = 3
@@ -54,12 +55,13 @@ class Report(Struct):
 
 
 class Wish(Struct, frozen=True):
-    """What to reconcile: a swarm, which sources (none: all), and whether to heal."""
+    """What to reconcile: a swarm and the memory beside it, which sources (none: all), and whether to heal."""
 
     swarm: str
     only: Sequence[str] = ()
     repair: bool = False
     settle_s: float = SETTLE_S
+    memory: str = "shared"
 
 
 class Reconciler:
@@ -77,7 +79,9 @@ class Reconciler:
         self._fold = Fold(bus, swarm, told, rows_wanted="catalog" in chosen)
         self._children = Children(self._fold, self._reach, told)
         self._catalog = Catalogued(self._fold)
-        every: tuple[Source, ...] = (self._children, Members(self._fold), self._catalog, Saved(nats, swarm))
+        self._memory = Remembered(bus, wish.memory, told)
+        of_swarm = (self._children, Members(self._fold), self._catalog, Saved(nats, swarm))
+        every: tuple[Source, ...] = (*of_swarm, self._memory)
         self._sources = [source for source in every if source.name in chosen]
         self._skipped: dict[str, str] = {}
 
@@ -130,14 +134,14 @@ class Reconciler:
 
     async def _heal(self, differences: Sequence[Difference]) -> None:
         """Ask for what heals each of them, once."""
-        rebuilt = False
+        done: set[str] = set()
         for difference in differences:
             try:
-                if difference.repair != "rebuild":
+                if difference.repair not in ("rebuild", "verify"):
                     await self._ask_for(difference)
-                elif not rebuilt:
-                    rebuilt = True
-                    await self._rebuild(any(one.source == "snapshots" for one in differences))
+                elif difference.repair not in done:
+                    done.add(difference.repair)
+                    await self._refill(difference.repair, any(one.source == "snapshots" for one in differences))
             except SwarmdError as error:
                 if error.code not in _MOVED_ON:
                     self._told(f"{difference.subject} could not be healed: {error.message} ({error.code})")
@@ -156,6 +160,10 @@ class Reconciler:
             if member is not None:
                 self._told(f"asking {member} what it runs")
                 await ask(self._bus, subjects.ctl(swarm, "roll"), RollQuery(member))
+
+    async def _refill(self, repair: str, snapshots_too: bool) -> None:
+        """Heal all that a projection has wrong."""
+        await (self._memory.repair() if repair == "verify" else self._rebuild(snapshots_too))
 
     async def _rebuild(self, snapshots_too: bool) -> None:
         """Have the observers fold the log anew, and then replace both snapshots."""

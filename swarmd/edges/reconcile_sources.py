@@ -1,7 +1,8 @@
-"""Where differences are looked for: a hive and its children, members, the catalog, snapshots. Each is a `Source`.
+"""Where differences are looked for: a hive and its children, members, the catalog, snapshots, a memory. Each is a
+`Source`.
 
-A source reads, and hands values to `core/reconcile`. Another one (a memory's log against its store) is one more class
-here, and one more entry where `Reconciler` puts them together. Must not know what is done about a difference.
+A source reads, and hands values to `core/reconcile`. Another one is one more class here, and one more entry where
+`Reconciler` puts them together. Must not know what is done about a difference.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from swarmd.core.events import Event, Failure, Reunited
 from swarmd.core.reconcile import Difference, Row
 from swarmd.core.state import SwarmState
 from swarmd.core.wire import Roll, RollQuery
+from swarmd.edges.memory_client import MemoryClient
 from swarmd.edges.replay import verify
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ PAGE: Final = 500
 #: After so many commits a reader of a long log says how far it is.
 TOLD_COMMITS: Final = 100_000
 ROWS_MAX: Final = 10_000
+#: Memories that are named in a difference.
+SHOWN: Final = 5
 
 
 class Source(Protocol):
@@ -250,3 +254,47 @@ class Saved:
             says = f"{text}: restart the orchestrator, which then folds the log anew"
             return Difference(self.name, "leader", self._swarm, text.partition(":")[2].partition(":")[0].strip(), says)
         return Difference(self.name, "snapshot", self._swarm, text.partition(":")[0], text, repair="rebuild")
+
+
+class Remembered:
+    """The log of a memory against its store, compared by the node that serves it."""
+
+    name = "memory"
+
+    def __init__(self, bus: NatsBus, memory: str, told: Callable[[str], None]) -> None:
+        self._bus, self._memory, self._told = bus, memory, told
+        self._client = MemoryClient(bus, memory, admin=True, told=told)
+
+    async def look(self) -> list[Difference]:
+        await self._reach()
+        job = await self._client.verify()
+        kinds = (
+            ("missing", job.missing, "are not in the store"),
+            ("left_over", job.extra, "are in the store, and not there by the log"),
+            ("differing", job.differing, "say something else in the store"),
+        )
+        such_as = f"; such as {', '.join(job.examples[:SHOWN])}" if job.examples else ""
+        return [
+            Difference(self.name, kind, "", self._memory, f"{count} memories {says}{such_as}", repair="verify")
+            for kind, count, says in kinds
+            if count
+        ]
+
+    async def repair(self) -> None:
+        """Have the node put right what differs."""
+        self._told(f"the node of memory {self._memory} puts its store right by the log")
+        await self._client.verify(repair=True)
+
+    async def _reach(self) -> None:
+        """Raises `Fault` soon where no node serves, or where we may not ask it."""
+        try:
+            await ask(self._bus, subjects.memory_ctl(self._memory, "stats"), {})
+        except Fault as fault:
+            if fault.code not in ("no_responders", "timeout"):
+                raise
+            why = (
+                "no node serves it"
+                if fault.code == "no_responders"
+                else "its node did not answer; only an admin may ask"
+            )
+            raise Fault(fault.code, f"memory {self._memory}: {why}") from None

@@ -19,12 +19,14 @@ from swarmd.adapters.telemetry import Telemetry
 from swarmd.core import subjects
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Event, MemberJoined
+from swarmd.core.memory_wire import Job, JobReply
 from swarmd.core.wire import Submission
 from swarmd.edges import cli
 from swarmd.edges.projections import ObserverOptions, run_observer
 from swarmd.edges.reconcile import Reconciler, Report, Wish
 from swarmd.edges.wiring import CLOCK, ENTROPY, connected, new_boot
 from swarmd.roles.writer import LogWriter, sign
+from tests.system.fake_memory import FakeMemory
 from tests.system.hives import Hive, hive, swarm_status, until
 from tests.system.swarms import Role
 from tests.system.test_delegate import Gate, echo, joined, task_status
@@ -76,7 +78,7 @@ async def test_a_healthy_hive_differs_in_nothing_whatever_goes_on_in_it(tmp_path
             await client.result(handle, VERDICT_MS)
         report = await reconciled(world)
     assert report.differences == []
-    assert set(report.skipped) == {"catalog"}  # no observer runs
+    assert set(report.skipped) == {"catalog", "memory"}  # no observer runs, no memory node
 
 
 async def test_what_cannot_be_seen_is_said(tmp_path: Path) -> None:
@@ -91,7 +93,7 @@ async def test_what_cannot_be_seen_is_said(tmp_path: Path) -> None:
         await until("nobody leads", nobody_leads)
         report = await reconciled(world)
         assert report.differences == []
-        assert set(report.skipped) == {"members", "catalog"}
+        assert set(report.skipped) == {"members", "catalog", "memory"}
         with pytest.raises(Rejected, match="stream LOG_nowhere"):
             async with connected(world.settings("admin"), "reconcile") as wire:
                 await Reconciler(wire.bus, world.settings("admin"), Wish("nowhere"), {}, lambda text: None).run()
@@ -245,6 +247,37 @@ async def test_a_damaged_snapshot_is_replaced(tmp_path: Path) -> None:
             assert (difference.kind, difference.repair) == ("snapshot", "rebuild")
             report = await reconciled(world, "snapshots", repair=True)
             assert (report.differences, len(report.repaired)) == ([], 1)
+
+
+# --- a memory --------------------------------------------------------------------------------------
+
+
+async def test_a_memory_whose_store_differs_is_put_right_by_its_node(tmp_path: Path) -> None:
+    wrong = Job("v", "verify", "done", rows=9, missing=2, differing=1, examples=["a", "b"])
+    right = Job("v", "verify", "done", rows=11)
+    found_by_node = [wrong]
+    async with hive(tmp_path, "hive") as world, connected(world.settings("memory"), "node") as wire:
+        async with FakeMemory().serving(wire.bus) as node:
+
+            def verify(wanted: dict[str, Any]) -> JobReply:
+                if wanted.get("repair"):
+                    found_by_node[:] = [right]
+                return JobReply(found_by_node[0])
+
+            node.answers["verify"] = verify
+            report = await reconciled(world, "memory")
+            kinds = [(one.kind, one.subject, one.says) for one in report.differences]
+            assert kinds == [
+                ("missing", "shared", "2 memories are not in the store; such as a, b"),
+                ("differing", "shared", "1 memories say something else in the store; such as a, b"),
+            ]
+            report = await reconciled(world, "memory", repair=True)
+            assert (report.differences, len(report.repaired), report.skipped) == ([], 2, {})
+            again = await reconciled(world, "memory", repair=True)
+            assert (again.differences, again.repaired) == ([], [])
+        report = await reconciled(world, "memory", repair=True)
+    assert report.ok
+    assert report.skipped == {"memory": "memory shared: no node serves it"}
 
 
 # --- the command -----------------------------------------------------------------------------------

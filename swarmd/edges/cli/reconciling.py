@@ -20,12 +20,16 @@ def add(commands: flags.Commands) -> None:
     reconcile = commands.add(
         "reconcile",
         _reconcile,
-        "compare a swarm's log with its children, members, catalog and snapshots",
+        "compare a swarm's log with its children, members, catalog and snapshots, and a memory with its own",
         "swarmd reconcile --swarm hive --repair",
     )
     reconcile.add_argument("--repair", action="store_true", help="heal what differs, by asking whoever owns it")
     reconcile.add_argument(
-        "--only", action="append", default=[], metavar="SOURCE", help="hive, members, catalog or snapshots; may repeat"
+        "--only",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="hive, members, catalog, snapshots or memory; may repeat",
     )
     reconcile.add_argument(
         "--child",
@@ -34,6 +38,7 @@ def add(commands: flags.Commands) -> None:
         metavar="NAME=URL[,USER_FILE]",
         help="the broker of a child swarm that has one of its own; may repeat",
     )
+    reconcile.add_argument("--memory", metavar="NAME", help="the memory to look at (default: shared)")
     reconcile.add_argument(
         "--settle", type=float, default=2.0, metavar="SECONDS", help="between two looks (default: 2)"
     )
@@ -60,7 +65,7 @@ async def _reconcile_over(args: argparse.Namespace) -> int:
     require_running(settings)
     nats, as_lines = admin_of(settings), flags.wants_json(args)
     configure_logs(settings.log.format, "warning", secrets=secrets_of(settings, nats))
-    wish = Wish(flags.swarm_of(args), args.only, args.repair, args.settle)
+    wish = Wish(flags.swarm_of(args), args.only, args.repair, args.settle, settings.memory.name)
     async with AsyncExitStack() as stack:
         wire = await stack.enter_async_context(connected(nats, "swarmd-reconcile"))
         buses: dict[str, NatsBus] = {}
