@@ -141,7 +141,8 @@ class Feed:
 
     def lost(self) -> None:
         """Somebody found the store gone: open it again, and fill it."""
-        if self._interrupt is not None and not self._interrupt.expired():
+        if self.is_open and self._interrupt is not None:
+            self._down("it was lost and is being filled again")
             self._interrupt.reschedule(0)
 
     async def run(self) -> None:

@@ -15,7 +15,7 @@ from swarmd.core.errors import Conflict, Fault, Rejected, SwarmdError
 from swarmd.core.events import Failure
 from swarmd.core.memory_fold import MemoryState
 from swarmd.core.memory_wire import Job
-from swarmd.roles.memory_vectors import HARMLESS
+from swarmd.roles.memory_vectors import HARMLESS, vectors_of
 from swarmd.roles.memory_verify import Verification
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Jobs:
     async def _rebuild(self, job: Job, spec: str, embeddings: Embeddings) -> None:
         projection = self._projection
         log = projection.log
-        await embeddings.vectors([HARMLESS])  # one that cannot be asked fails here, not after an hour
+        await vectors_of(embeddings, [HARMLESS])  # one that cannot be asked fails here, not after an hour
         generation = projection.next_generation()
         feed = projection.start(f"g{generation}", projection.vectors_of(spec, embeddings), generation)
 

@@ -18,7 +18,7 @@ from swarmd.core.memory import Rebuilt
 from swarmd.ports import Clock, Embeddings, Log, Meter, Probe, VectorStores
 from swarmd.roles.memory_feed import Feed, FeedWorld
 from swarmd.roles.memory_jobs import Jobs
-from swarmd.roles.memory_vectors import Vectors
+from swarmd.roles.memory_vectors import Vectors, vectors_of
 
 if TYPE_CHECKING:
     from swarmd.core.memory_wire import Job, RebuildRequest, VerifyRequest
@@ -94,6 +94,7 @@ class Projection:
             feeds = [*self._candidates.values(), *(view.feed for view in self._views.values())]
             feeds += [self.feed] if self.feed is not None else []
             self.feed, self._generation = None, 0
+            self.log.moved()
             self._candidates, self._views, self._tasks = {}, {}, {}
             for feed in feeds:
                 await feed.store.close()
@@ -346,7 +347,7 @@ class Projection:
                     await self.log.until(lambda: self.feed is not None)
             except TimeoutError:
                 raise Fault("memory_behind", self.trouble) from None
-        return await self._vectors().embeddings.vectors(texts)
+        return await vectors_of(self._vectors().embeddings, texts)
 
     async def search(
         self, query: VectorQuery, as_of: int = 0, at_least_seq: int = 0, pin: Pin | None = None
@@ -360,12 +361,18 @@ class Projection:
             return await self._search_view(query, as_of)
         try:
             async with asyncio.timeout(RECALL_WAIT_MS / 1000):
-                await self.log.until(lambda: self._serves(at_least_seq))
-                feed = self.feed
-                assert feed is not None
-                if query.vector is not None and pin not in (None, feed.vectors.pin):
-                    raise Fault("rebuilt", "the memory is embedded by another embedder since now: ask again")
-                return await self._ask(feed, query)
+                while True:
+                    await self.log.until(lambda: self._serves(at_least_seq))
+                    feed = self.feed
+                    assert feed is not None
+                    if query.vector is not None and pin not in (None, feed.vectors.pin):
+                        raise Fault("rebuilt", "the memory is embedded by another embedder since now: ask again")
+                    try:
+                        return await self._ask(feed, query)
+                    except Fault as error:
+                        if error.code != "memory_lost":
+                            raise
+                        feed.lost()
         except TimeoutError:
             raise Fault("memory_behind", self._behind(at_least_seq)) from None
 
@@ -391,10 +398,6 @@ class Projection:
         feed.searching += 1
         try:
             (hits,) = await feed.store.search([query])
-        except Fault as error:
-            if error.code == "memory_lost":
-                feed.lost()
-            raise
         finally:
             feed.searching -= 1
             if not feed.searching and feed is not self.feed:

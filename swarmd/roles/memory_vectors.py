@@ -26,6 +26,8 @@ RETRY_MS: Final = 500
 RETRY_MS_MAX: Final = 10_000
 #: Beginnings, in characters, that are tried of a text that is refused as a whole.
 BEGINNINGS: Final = (8_000, 2_000, 500)
+#: Callers share batches, so that one may be refused for the text of another: it asks so many times more.
+COMPANY_TRIES: Final = 2
 #: Who refuses this refuses everything.
 HARMLESS: Final = "memory"
 
@@ -74,19 +76,19 @@ class Vectors:
     async def _one(self, memory_id: str, text: str) -> Sequence[float]:
         """Of one text, whatever the embedder thinks of it. Raises `Fault`."""
         try:
-            return (await self.embeddings.vectors([text]))[0]
+            return (await vectors_of(self.embeddings, [text]))[0]
         except Rejected as refused:
             why = refused.message
         for chars in BEGINNINGS:
             if len(text) > chars:
                 try:
-                    vector = (await self.embeddings.vectors([text[:chars]]))[0]
+                    vector = (await vectors_of(self.embeddings, [text[:chars]]))[0]
                 except Rejected:
                     continue
                 self._tell("beginning", f"memory {memory_id} is embedded by its first {chars} characters: {why}")
                 return vector
         try:
-            await self.embeddings.vectors([HARMLESS])
+            await vectors_of(self.embeddings, [HARMLESS])
         except Rejected as error:
             raise Fault("embedder_refuses", f"{self.pin.embedder} refuses every text: {error.message}") from None
         self._tell("words", f"memory {memory_id} is found by its words only, its text cannot be embedded: {why}")
@@ -95,6 +97,16 @@ class Vectors:
     def _tell(self, how: str, what: str) -> None:
         self._meter.count("swarmd_memory_unembedded_total", self._memory, how)
         self._probe.incident(what)
+
+
+async def vectors_of(embeddings: Embeddings, texts: Sequence[str]) -> list[Sequence[float]]:
+    """Vectors of texts; raises `Rejected` only for these, not for what others had in the same batch. And `Fault`."""
+    for _ in range(COMPANY_TRIES):
+        try:
+            return await embeddings.vectors(texts)
+        except Rejected:
+            continue
+    return await embeddings.vectors(texts)
 
 
 def own_vector(fact: Version | Watched, pin: Pin) -> array[float] | None:
