@@ -8,6 +8,9 @@ Why `client` has an account of its own: permissions bind what a user publishes, 
 it. A client could name `swarm.S.log.orchestrator.x` as the reply subject of a request, and the broker would put its
 receipt or, by a direct get, any stored message there, into the log. In another account that subject means nothing:
 requests cross by service imports, and the broker invents the reply subject on our side.
+
+Why each swarm has a worker user besides the one for all: what members of a swarm may see in a memory is told by the
+subject they ask on, and answers come to an inbox; so a swarm's workers have subjects and an inbox of their own.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from msgspec import Struct
 
 from swarmd.core import subjects
 from swarmd.core.errors import Rejected
+from swarmd.core.memory_wire import PUBLIC_VERBS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +42,8 @@ READ_WAIT = "5s"
 """The same for reads with many answers; it forgets these by age only, so the time is short."""
 ANSWER_WAIT = "1m"
 """How long a worker may take to answer what it was asked."""
+MEMORY_WAIT = "2m"
+"""The same for a memory: as long as a recall waits for its store, or a look for matches."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _API_PREFIX = "SWARMD.API"  # where the client account's JetStream reads are mapped to before they cross
@@ -63,9 +69,14 @@ class Permissions(Struct, frozen=True):
     """Whether it may answer a request on the subject that this names, once. Only for who is asked by trusted users."""
 
 
-def inbox_prefix(role: str) -> str:
+def inbox_prefix(user: str) -> str:
     """A token of its own, since NATS wildcards match whole tokens only."""
-    return "_INBOX" if role == CLIENT else f"_INBOX_{role}"
+    return "_INBOX" if user == CLIENT else f"_INBOX_{user.replace('.', '_')}"
+
+
+def member_user(swarm: str) -> str:
+    """The user of one swarm's workers."""
+    return f"worker.{swarm}"
 
 
 def reply_prefix(swarm: str) -> str:
@@ -76,8 +87,11 @@ def reply_prefix(swarm: str) -> str:
     return f"swarm.{swarm}.reply."
 
 
-def permissions(role: str, swarms: Sequence[str], memories: Sequence[str]) -> Permissions:
-    """What `role` may do for these swarms and memories. Raises `Rejected("bad_name" | "unknown_role")`."""
+def permissions(role: str, swarms: Sequence[str], memories: Sequence[str], user: str = "") -> Permissions:
+    """What `role` may do for these swarms and memories, under the name of `user`, or its own.
+
+    Raises `Rejected("bad_name" | "unknown_role")`.
+    """
     for name in (*swarms, *memories):
         if not _NAME.fullmatch(name):
             raise Rejected("bad_name", f"{name!r} cannot be part of a subject: use letters, digits, - and _")
@@ -86,14 +100,21 @@ def permissions(role: str, swarms: Sequence[str], memories: Sequence[str]) -> Pe
         raise Rejected("unknown_role", f"no such role: {role!r}; there are {', '.join(ROLES)}")
     publish, subscribe = rules(swarms, memories)
     # Workers may not publish to inboxes at will, or one could answer in the name of another.
-    return Permissions(tuple(publish), (*subscribe, f"{inbox_prefix(role)}.>"), answers=role == "worker")
+    return Permissions(tuple(publish), (*subscribe, f"{inbox_prefix(user or role)}.>"), answers=role == "worker")
 
 
 def users_config(passwords: Mapping[str, str], swarms: Sequence[str], memories: Sequence[str]) -> str:
-    """The accounts section for nats-server; `passwords` by user name, for every role and `client`."""
+    """The accounts section for nats-server; `passwords` by user name, for every role and `client`.
+
+    Those of `member_user`s are not needed: without one, a swarm's workers are the user for all swarms.
+    """
     lines = ["accounts {", f"  {PRIVATE_ACCOUNT} {{", "    jetstream: enabled", "    users: ["]
     for role in ROLES:
         lines += _user(role, passwords[role], permissions(role, swarms, memories))
+    for swarm in swarms:
+        user = member_user(swarm)
+        if user in passwords:
+            lines += _user(user, passwords[user], permissions("worker", [swarm], memories, user))
     lines += ["    ]", "    exports: ["]
     services = _client_services(swarms)
     lines += [
@@ -123,16 +144,19 @@ def users_config(passwords: Mapping[str, str], swarms: Sequence[str], memories: 
     return "\n".join(lines) + "\n"
 
 
-def keep_credentials(directory: Path) -> dict[str, Credentials]:
-    """Read `<role>.json` for every role and `client`, making those that are missing (0600, in a 0700 directory)."""
+def keep_credentials(directory: Path, swarms: Sequence[str] = ()) -> dict[str, Credentials]:
+    """Read `<user>.json` for every role, `client`, and the workers of these swarms.
+
+    Those that are missing are made (0600, in a 0700 directory).
+    """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     directory.chmod(0o700)
     kept = {}
-    for role in (*ROLES, CLIENT):
-        file = directory / f"{role}.json"
+    for user in (*ROLES, CLIENT, *map(member_user, swarms)):
+        file = directory / f"{user}.json"
         if not file.exists():
-            _write_private(file, Credentials(role, secrets.token_urlsafe(24), inbox_prefix(role)))
-        kept[role] = read_credentials(file)
+            _write_private(file, Credentials(user, secrets.token_urlsafe(24), inbox_prefix(user)))
+        kept[user] = read_credentials(file)
     return kept
 
 
@@ -184,9 +208,10 @@ def _own(*streams: str) -> list[str]:
     return [*_follow(*streams), *(f"$JS.API.STREAM.{verb.format(stream)}" for stream in streams for verb in verbs)]
 
 
-def _inboxes() -> list[str]:
-    """Wherever a requester may wait: each role's inbox, the plain one, and the broker's own across accounts."""
-    return [*(f"{inbox_prefix(role)}.>" for role in (*ROLES, CLIENT)), "_R_.>"]
+def _inboxes(swarms: Sequence[str]) -> list[str]:
+    """Wherever a requester may wait: each user's inbox, the plain one, and the broker's own across accounts."""
+    users = (*ROLES, CLIENT, *map(member_user, swarms))
+    return [*(f"{inbox_prefix(user)}.>" for user in users), "_R_.>"]
 
 
 Rules = tuple[list[str], list[str]]
@@ -221,7 +246,7 @@ def _orchestrator(swarms: Sequence[str], memories: Sequence[str]) -> Rules:
         "swarm.{}.reply.>",
     )
     subscribe = _each(swarms, "swarm.{}.ctl.>", "swarm.{}.health.>", "swarm.{}.beat", "swarm.{}.leader")
-    return [*publish, *_own(*streams), "$JS.API.INFO", *_inboxes()], subscribe
+    return [*publish, *_own(*streams), "$JS.API.INFO", *_inboxes(swarms)], subscribe
 
 
 def _member(role: str, swarms: Sequence[str], memories: Sequence[str]) -> Rules:
@@ -234,7 +259,6 @@ def _member(role: str, swarms: Sequence[str], memories: Sequence[str]) -> Rules:
         "swarm.{}.delta.>",
         "swarm.{}.msg.>",
     )
-    publish += _each(memories, "memory.{}.remember", "memory.{}.recall")
     for swarm in swarms:
         publish += _read(subjects.log_stream(swarm), subjects.blob_stream(swarm))
     subscribe = _each(swarms, f"swarm.{{}}.dispatch.{role}.>", "swarm.{}.beat", "swarm.{}.msg.>")
@@ -245,6 +269,8 @@ def _worker(swarms: Sequence[str], memories: Sequence[str]) -> Rules:
     publish, subscribe = _member("worker", swarms, memories)
     subscribe += _each(swarms, "swarm.{}.node.>")  # each node's own subject
     publish += _each(swarms, "swarm.{}.rate.*")  # leases of what a provider of models allows in a minute
+    publish += [subjects.memory_verb_of(memory, swarm, "*") for memory in memories for swarm in swarms]
+    publish += _each(memories, "memory.{}.remember", "memory.{}.recall")
     return [*publish, *(f"$JS.API.STREAM.MSG.GET.{subjects.rate_stream(swarm)}" for swarm in swarms)], subscribe
 
 
@@ -261,17 +287,17 @@ def _observer(swarms: Sequence[str], memories: Sequence[str]) -> Rules:
         publish += _read(subjects.snapshot_stream(swarm), subjects.blob_stream(swarm), subjects.intake_stream(swarm))
         publish.append(f"$JS.API.STREAM.PURGE.{subjects.blob_stream(swarm)}")  # snapshots that newer ones replaced
     subscribe = _each(swarms, "swarm.{}.find.>", "swarm.{}.tend.>", "swarm.{}.beat", "swarm.{}.health.>")
-    return [*publish, *_inboxes()], subscribe
+    return [*publish, *_inboxes(swarms)], subscribe
 
 
 def _memory(swarms: Sequence[str], memories: Sequence[str]) -> Rules:
     publish = _each(memories, "memory.{}.log.memory.>", "memory.{}.lease", "memory.{}.event.>", "memory.{}.beat")
     publish += _own(*map(subjects.memory_stream, memories), *map(subjects.memory_lease_stream, memories))
-    return [*publish, "$JS.API.INFO", *_inboxes()], _each(memories, "memory.{}.>")
+    return [*publish, "$JS.API.INFO", *_inboxes(swarms)], _each(memories, "memory.{}.>")
 
 
 def _admin(swarms: Sequence[str], memories: Sequence[str]) -> Rules:
-    publish = ["swarm.>", "memory.>", "$JS.API.>", "$JS.ACK.>", *_inboxes()]
+    publish = ["swarm.>", "memory.>", "$JS.API.>", "$JS.ACK.>", *_inboxes(swarms)]
     return publish, ["swarm.>", "memory.>", "$JS.EVENT.ADVISORY.>"]
 
 
@@ -289,8 +315,9 @@ def _client_services(swarms: Sequence[str]) -> list[tuple[str, str, str, str]]:
     """(subject among the roles, subject on the client's side, kind of answer, how long an answer may take)."""
     # Large inputs: a blob is named by its hash and written once, so a client can add but neither change nor remove.
     asked = ["swarm.*.submit", "swarm.*.blob.>", "swarm.*.ctl.>", "swarm.*.find.>"]
-    asked += ["memory.*.remember", "memory.*.recall", "swarm.*.node.*.ping", "swarm.*.node.*.status"]
+    asked += ["swarm.*.node.*.ping", "swarm.*.node.*.status"]
     services = [(subject, subject, "singleton", REPLY_WAIT) for subject in asked]
+    services += [(f"memory.*.{verb}",) * 2 + ("singleton", MEMORY_WAIT) for verb in PUBLIC_VERBS]
     read = [("$JS.API.STREAM.INFO.*", f"{_API_PREFIX}.STREAM.INFO.*")]
     for swarm in swarms:
         for stream in (subjects.log_stream(swarm), subjects.blob_stream(swarm)):

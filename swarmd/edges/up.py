@@ -124,8 +124,8 @@ class Up:
             async with connected(self._nats, "swarmd-up"):
                 return {}  # it can be reached: each role connects for itself
         folder = self._data / "users"
-        kept = keep_credentials(folder)
         swarms = [*settings.swarms, *([settings.hive.name] if settings.hive else [])]
+        kept = keep_credentials(folder, swarms)
         users = users_config({role: one.password for role, one in kept.items()}, swarms, [settings.memory.name])
         broker = settings.broker
         self._server = NatsServer(self._data, broker.port, broker.host, sync_always=broker.sync_always, users=users)
@@ -167,7 +167,8 @@ class Up:
         arguments = ["-P", "-m", "swarmd", "run", part.role, *part.flags, "--config", str(config)]
         arguments += ["--parent", str(os.getpid())]
         if self._users:
-            arguments += ["--nats", self._nats.url, "--user-file", self._users[part.user]]
+            of_swarm = self._users.get(f"{part.user}.{part.swarm}")
+            arguments += ["--nats", self._nats.url, "--user-file", of_swarm or self._users[part.user]]
         log_file = self._logs / f"{part.name}.log"
         return Child(part.name, arguments, log_file, _environment(), self._on_change)
 

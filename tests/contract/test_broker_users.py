@@ -23,6 +23,7 @@ from swarmd.adapters.broker_users import (
 from swarmd.adapters.nats_connect import ConnectionEvents, NatsSettings, connect
 from swarmd.adapters.nats_server import NatsServer, find_nats_server
 from swarmd.core.errors import Rejected
+from swarmd.core.memory_wire import ADMIN_VERBS, PUBLIC_VERBS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -96,7 +97,7 @@ class Broker:
 
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
-    credentials = keep_credentials(tmp_path / "credentials")
+    credentials = keep_credentials(tmp_path / "credentials", ["main", "other"])
     passwords = {role: own.password for role, own in credentials.items()}
     server = NatsServer(tmp_path, users=users_config(passwords, ["main", "other"], ["shared"]))
     await server.start()
@@ -129,7 +130,13 @@ ALLOWED = [
     ("worker", "swarm.main.log.worker.w"),
     ("worker", "swarm.main.health.w.b"),
     ("worker", "swarm.main.ctl.submit"),
-    ("worker", "memory.shared.recall"),
+    ("worker", "memory.shared.of.main.recall"),
+    ("worker", "memory.shared.of.other.recall"),
+    ("worker.main", "memory.shared.of.main.remember_many"),
+    ("worker.main", "swarm.main.log.worker.w"),
+    ("orchestrator", "_INBOX_worker_main.x.y"),
+    ("memory", "_INBOX_worker_main.x.y"),
+    ("memory", "_INBOX_worker_other.x.y"),
     ("worker", "$JS.API.DIRECT.GET.LOG_main"),
     ("worker", "$JS.API.STREAM.MSG.GET.LOG_main"),
     ("worker", "swarm.main.rate.openai"),
@@ -149,7 +156,8 @@ ALLOWED = [
     ("client", "swarm.main.node.n1.ping"),
     ("client", "swarm.main.node.n1.status"),
     ("admin", "swarm.main.node.n1.drain"),
-    ("client", "memory.shared.remember"),
+    *(("client", f"memory.shared.{verb}") for verb in PUBLIC_VERBS),
+    *(("admin", f"memory.shared.ctl.{verb}") for verb in (*PUBLIC_VERBS, *ADMIN_VERBS)),
 ]
 
 DENIED = [
@@ -179,6 +187,19 @@ DENIED = [
     ("worker", "swarm.main.beat"),
     ("worker", "swarm.elsewhere.log.worker.w"),
     ("worker", "memory.shared.log.memory.w"),
+    ("worker", "memory.shared.ctl.revoke"),
+    ("worker", "memory.elsewhere.of.main.recall"),
+    ("worker.main", "memory.shared.of.other.recall"),
+    ("worker.main", "memory.shared.of.other.get"),
+    ("worker.other", "memory.shared.of.main.recall"),
+    ("worker.main", "swarm.other.log.worker.w"),
+    ("worker.main", "$JS.API.DIRECT.GET.LOG_other"),
+    ("worker.main", "_INBOX_worker_other.x.y"),
+    ("delegate", "memory.shared.of.main.recall"),
+    ("client", "memory.shared.of.main.recall"),
+    *(("client", f"memory.shared.{verb}") for verb in ADMIN_VERBS),
+    *(("client", f"memory.shared.ctl.{verb}") for verb in (*PUBLIC_VERBS, *ADMIN_VERBS)),
+    ("client", "_INBOX_worker_main.x.y"),
     ("worker", "$JS.API.CONSUMER.CREATE.LOG_main.c"),
     ("worker", "$JS.API.STREAM.PURGE.LOG_main"),
     ("worker", "_INBOX_orchestrator.x.y"),
@@ -212,6 +233,7 @@ async def test_each_role_subscribes_what_it_needs_and_no_more(broker: Broker) ->
         ("delegate", "swarm.elsewhere.reply._INBOX_delegate.of.main.elsewhere"),
         ("observer", "swarm.main.find.>"),
         ("memory", "memory.shared.recall"),
+        ("worker.main", "_INBOX_worker_main.>"),
         ("admin", "swarm.>"),
         ("client", "swarm.*.event.>"),
         ("client", "_INBOX.>"),
@@ -227,6 +249,9 @@ async def test_each_role_subscribes_what_it_needs_and_no_more(broker: Broker) ->
         ("worker", "swarm.main.reply._INBOX_delegate.>"),
         ("memory", "swarm.main.ctl.>"),
         ("orchestrator", "swarm.main.dispatch.>"),
+        ("worker.main", "_INBOX_worker_other.>"),
+        ("worker.other", "_INBOX_worker_main.>"),
+        ("worker", "_INBOX_worker_main.>"),
         *((role, f"_INBOX_{other}.>") for role in ROLES for other in ROLES if role != other),
         *((role, ">") for role in ROLES),
     ]
@@ -354,6 +379,8 @@ def test_credentials_are_private_and_survive(tmp_path: Path) -> None:
     first = keep_credentials(tmp_path / "credentials")
     assert keep_credentials(tmp_path / "credentials") == first
     assert set(first) == {*ROLES, CLIENT}
+    of_main = keep_credentials(tmp_path / "credentials", ["main"])["worker.main"]
+    assert (of_main.user, of_main.inbox_prefix) == ("worker.main", "_INBOX_worker_main")
     assert len({own.password for own in first.values()}) == len(first)
     for file in (tmp_path / "credentials").iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
