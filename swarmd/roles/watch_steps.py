@@ -6,12 +6,14 @@ memory with the call after, when it is recorded here: each match is seen once, a
 
 from __future__ import annotations
 
+import re
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
 import msgspec
 from msgspec import Struct
 
-from swarmd.core.errors import Rejected
+from swarmd.core.errors import Fault, Rejected
 from swarmd.core.memory_wire import (
     MATCH_WAIT_MS_MAX,
     MatchesReply,
@@ -20,13 +22,16 @@ from swarmd.core.memory_wire import (
     UnwatchRequest,
     WatchRequest,
 )
-from swarmd.roles.memory_steps import MEMORY_TIMEOUT_MS, MemorySteps, Recalled, check_words, vector_of
+from swarmd.roles.memory_steps import MEMORY_TIMEOUT_MS, PAUSE_MS, MemorySteps, Recalled, check_words, vector_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 #: One request for matches waits so long; a longer wait is made of several.
 MATCH_WAIT_MS: Final = min(20_000, MATCH_WAIT_MS_MAX)
+#: So much of a watch's name can be read in the memory's log; the rest of what tells it apart is a digest.
+NAME_CHARS: Final = 24
+_UNPLAIN: Final = re.compile("[^A-Za-z0-9_-]")
 
 
 class Matches(Struct):
@@ -85,13 +90,14 @@ class WatchSteps(MemorySteps):
         """What a watch of this task has matched since the last call, each match once, in order; as a step.
 
         Waits up to `wait_s` for the first one, and keeps its slot meanwhile; with `at_least_seq` until what was
-        remembered up to that sequence is matched.
+        remembered up to that sequence is matched, or there are `max`. Call again while `seq` is less.
         """
         key, watcher = self._key("matches"), self._watcher(name)
         request = self._signed(MatchesRequest(watcher, self._matched.get(watcher, 0), 0, at_least_seq, max), key)
+        wait_ms = round(wait_s * 1000)
 
         async def act() -> Any:
-            return await self._awaited_matches(request, round(wait_s * 1000))
+            return await self._awaited_matches(request, wait_ms or (MEMORY_TIMEOUT_MS if at_least_seq else 0))
 
         reply = await self._journaled(key, "matches", act)
         found = reply.get("matches", [])
@@ -120,12 +126,21 @@ class WatchSteps(MemorySteps):
         while True:
             left_ms = max(0, until_ms - clock.now_ms())
             request.wait_ms = min(left_ms, MATCH_WAIT_MS)
+            asked_ms = clock.now_ms()
             reply = await self._asked("matches", request, MatchesReply, MATCH_WAIT_MS + MEMORY_TIMEOUT_MS)
-            if reply.matches or reply.missed or left_ms <= MATCH_WAIT_MS:
+            if reply.matches or reply.missed or 0 < request.at_least_seq <= reply.seq:
                 return reply
+            if left_ms <= MATCH_WAIT_MS:
+                if reply.seq < request.at_least_seq:
+                    why = f"the memory has matched up to sequence {reply.seq}, {request.at_least_seq} is wanted"
+                    raise Fault("memory_behind", f"{why}: ask again")
+                return reply
+            if clock.now_ms() - asked_ms < PAUSE_MS:  # a node that drains answers at once
+                await clock.sleep(PAUSE_MS)
 
     def _watcher(self, name: str) -> str:
-        """A task's watches bear its name: another's are none of its business."""
+        """The name for the memory, where all watches have one of their own: another task's are none of its business."""
         if not name or len(name) > 200:
             raise Rejected("bad_name", "a watch's name has 1 to 200 characters")
-        return f"{self._ports.swarm}/{self.task}/{name}"
+        whole = f"{self._ports.swarm}/{self.task}/{name}".encode("utf-8", "surrogatepass")
+        return f"{_UNPLAIN.sub('_', name)[:NAME_CHARS]}-{blake2b(whole, digest_size=16).hexdigest()}"

@@ -1,8 +1,8 @@
 """blackboard: agents that do not know each other add to what is known about a goal until nothing is missing.
 
-The board is a label in the swarm's shared memory. In each round every contributor is shown what the board holds on its
-subject and may add notes; then a control looks whether that is enough. It ends when the control says so, when a round
-adds nothing new, or after the last round.
+The board is a label in the swarm's shared memory. Each contributor's subject is a watch: in each round it is shown the
+nearest of the notes that were there or have come since, whoever wrote them, and may add some; then a control looks
+whether that is enough. It ends when the control says so, when a round adds nothing new, or after the last round.
 Must not know what the agents know. After Erman et al., "The Hearsay-II speech-understanding system" (1980).
 """
 
@@ -31,14 +31,15 @@ from swarmd.strategies.asking import (
     quoted,
     read,
 )
+from swarmd.strategies.noticing import Reader
 from swarmd.strategies.templates import as_text
 from swarmd.strategies.votes import NoVote, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from swarmd.core.memory_wire import RecalledPassage
     from swarmd.roles.context import Context
+    from swarmd.roles.memory_steps import Recalled
 
 EXAMPLE: Final = '{"goal": "why did it fail?", "contributors": [{"agent": "logs"}, {"agent": "metrics"}]}'
 NOTES_MAX: Final = 50
@@ -64,8 +65,9 @@ class Contributor(Struct, frozen=True, forbid_unknown_fields=True):
 
 class Board(Struct, frozen=True, forbid_unknown_fields=True):
     """What `blackboard` takes; `board` is the label's value (the task's id, unless it is given), `k` how many notes an
-    agent is shown. `control` decides when it is done; without one it ends when nothing new is added. If no result is
-    there then, `conclude` makes one of the goal and the notes.
+    agent is shown, `threshold` the least cosine of a note and its subject (-1: any note). `control` decides when it is
+    done; without one it ends when nothing new is added. If no result is there then, `conclude` makes one of the goal
+    and the notes.
 
     A contributor is given {"goal", "board", "round", "notes"} and returns a note, a list of notes, or null.
     """
@@ -76,6 +78,7 @@ class Board(Struct, frozen=True, forbid_unknown_fields=True):
     conclude: AnyCall | None = None
     board: str = ""
     k: Annotated[int, Meta(ge=1, le=RECALL_MAX)] = 12
+    threshold: Annotated[float, Meta(ge=-1, le=1)] = -1.0
     rounds_max: Annotated[int, Meta(ge=1, le=50)] = 5
 
 
@@ -107,12 +110,14 @@ async def blackboard(ctx: Context, wanted: Any) -> dict[str, Any]:
     values = ("goal", "board", "round", "notes")
     calls = [agent_call(_call(one), f"contributor {n}", values) for n, one in enumerate(job.contributors)]
     label = job.board or ctx.task
+    readers = _readers(job, label)
     notes, failed, result = Notes(), dict[str, str](), None
     ended, number = "", 0
     while not ended:
         number += 1
-        shown = await _shown(ctx, job, label, notes.seq)
-        notes.known.update(form_of(text) for found in shown for text in found)
+        await asyncio.gather(*(reader.look(ctx, notes.seq) for reader in readers.values()))
+        notes.known.update(form_of(text) for reader in readers.values() for _, text in reader.noticed.values())
+        shown = [readers[_about(one, job)].nearest() for one in job.contributors]
         added = await _round(ctx, job, label, calls, (number, shown, failed))
         fresh = [text for text in added if _is_new(text, notes)]
         await _add(ctx, label, fresh, notes, number)
@@ -123,6 +128,7 @@ async def blackboard(ctx: Context, wanted: Any) -> dict[str, Any]:
             ended = ended or "nothing_new"
         if number == job.rounds_max:
             ended = ended or "rounds_max"
+    await asyncio.gather(*(ctx.unwatch(reader.watch) for reader in readers.values()))
     if job.conclude is not None and result is None:
         result = await _concluded(ctx, job, job.conclude, label, notes)
     outcome = {"ended": ended, "rounds": number, "board": label, "notes": notes.texts, "failed": failed}
@@ -133,15 +139,21 @@ def _call(one: Contributor) -> Call:
     return Call(agent=one.agent, input=one.input, take=one.take)
 
 
-async def _shown(ctx: Context, job: Board, label: str, seq: int) -> list[list[str]]:
-    """What each contributor is shown: the notes nearest to its subject, its own run's last additions included."""
-    recalls = [_recall(ctx, one.about or job.goal, job.k, label, seq) for one in job.contributors]
-    return [[passage.text for passage in found] for found in await asyncio.gather(*recalls)]
+def _about(one: Contributor, job: Board) -> str:
+    return one.about or job.goal
 
 
-async def _recall(ctx: Context, text: str, k: int, label: str, seq: int) -> list[RecalledPassage]:
-    found = await ctx.recall(text, k=k, labels={"board": label}, at_least_seq=seq)
-    return list(found)
+def _readers(job: Board, label: str) -> dict[str, Reader]:
+    """One for each subject; contributors may share it."""
+    subjects = dict.fromkeys(_about(one, job) for one in job.contributors)
+    return {
+        about: Reader(f"subject-{n}", about, {"board": label}, job.k, job.threshold) for n, about in enumerate(subjects)
+    }
+
+
+async def _on_goal(ctx: Context, job: Board, label: str, seq: int) -> list[Recalled]:
+    """The notes on the goal, as many as can be had at once."""
+    return await ctx.recall(job.goal, k=RECALL_MAX, labels={"board": label}, at_least_seq=seq)
 
 
 async def _round(
@@ -209,7 +221,7 @@ async def _controlled(ctx: Context, job: Board, control: AnyCall, label: str, at
         except msgspec.ValidationError as error:
             raise Rejected("bad_answer", f'{error}; the answer is {{"done": true or false, "result": …}}') from None
 
-    found = await _recall(ctx, job.goal, RECALL_MAX, label, notes.seq)
+    found = await _on_goal(ctx, job, label, notes.seq)
     texts = [passage.text for passage in found]
     values = {"instructions": CONTROLLING, "goal": job.goal, "board": label, "round": number, "notes": texts}
     listed = "\n".join(f"- {text}" for text in texts) or "(no notes)"
@@ -218,7 +230,7 @@ async def _controlled(ctx: Context, job: Board, control: AnyCall, label: str, at
 
 
 async def _concluded(ctx: Context, job: Board, conclude: AnyCall, label: str, notes: Notes) -> Any:
-    found = await _recall(ctx, job.goal, RECALL_MAX, label, notes.seq)
+    found = await _on_goal(ctx, job, label, notes.seq)
     values = {"instructions": CONCLUDING, "goal": job.goal, "board": label, "notes": [one.text for one in found]}
     passages = [f"[{n}] note {n}\n{one.text}" for n, one in enumerate(found, 1)]
     text = "\n\n".join([f"Question: {' '.join(job.goal.split())}", *passages])

@@ -14,6 +14,7 @@ from msgspec import UNSET
 
 from swarmd.core.errors import Rejected, SwarmdError
 from swarmd.core.events import Failure
+from swarmd.core.ids import check_name
 from swarmd.core.memory import Memory
 from swarmd.core.memory_filter import matches, parse
 from swarmd.core.memory_spaces import caller_of, space_for_writing, spaces_for_reading
@@ -68,7 +69,8 @@ class ScriptedMemory:
         self.kept: dict[str, list[Match]] = {}
         self.broken: Failure | None = None
         self.silent = False
-        self.seq = 0
+        self.seq = self.missed = 0
+        self.behind = 0  #: so many sequences are not matched yet
 
     async def serve(self) -> ScriptedMemory:
         await self._bus.subscribe("memory.shared.*", self._on_request)
@@ -150,6 +152,7 @@ class ScriptedMemory:
 
     def _watch(self, caller: Caller, wanted: WatchRequest) -> RememberReply:
         self.seq += 1
+        check_name("watcher", wanted.watcher)
         self.watches[wanted.watcher] = (wanted, spaces_for_reading(caller, wanted.spaces), self.seq)
         self.kept[wanted.watcher] = []
         return RememberReply(wanted.watcher, self.seq)
@@ -166,7 +169,8 @@ class ScriptedMemory:
         kept = self.kept[wanted.watcher] = [m for m in self.kept[wanted.watcher] if m.seq > wanted.after]
         found = kept[: wanted.max]
         self.reads += [(caller.reader, "watch", match.memory.id) for match in found]
-        return MatchesReply(found, self.seq)
+        seq = kept[wanted.max].seq - 1 if len(kept) > wanted.max else self.seq - self.behind
+        return MatchesReply(found, seq, self.missed)
 
     def _match(self, held: Memory) -> None:
         for watcher, (wanted, spaces, _) in self.watches.items():

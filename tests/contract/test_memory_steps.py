@@ -186,9 +186,38 @@ async def test_each_match_is_seen_once_also_when_the_call_is_made_again(life: Li
     calls = [request for verb, request in memory.asked if verb == "matches"]
     assert [call.after for call in calls] == [0, *sorted({call.after for call in calls[1:]})]
     (watch,) = [request for verb, request in memory.asked if verb == "watch"]
-    assert (watch.watcher, watch.agent, watch.task, watch.threshold) == ("main/t/wet", "a", "t", 0.4)
+    assert (watch.watcher[:4], watch.agent, watch.task, watch.threshold) == ("wet-", "a", "t", 0.4)
     assert watch.expires_at_ms == life.ports.clock.now_ms() + 1_000
     assert memory.watches == {}
+
+
+async def test_a_wait_for_matches_is_bounded(life: Life, memory: ScriptedMemory) -> None:
+    clock: Any = life.ports.clock
+
+    async def run(ctx: Context, wanted: Any) -> Any:
+        await ctx.watch("x" * 100, "wet road")
+        reply = await ctx.remember("cloud")
+        nothing = await ctx.matches("x" * 100, wait_s=50)
+        with pytest.raises(Fault) as caught:
+            await ctx.matches("x" * 100, at_least_seq=reply.seq)
+        return [len(nothing.memories), nothing.seq, caught.value.code]
+
+    memory.behind = 1
+    waits = memory._matches
+
+    def takes_its_time(caller: Any, wanted: Any) -> Any:
+        clock._now_ms += wanted.wait_ms
+        return waits(caller, wanted)
+
+    memory._matches = takes_its_time  # type: ignore[method-assign]
+    assert output(await life.attempt(run)) == [0, 1, "memory_behind"]
+    assert [request.wait_ms for verb, request in memory.asked if verb == "matches"] == [
+        20_000,
+        20_000,
+        10_000,
+        20_000,
+        10_000,
+    ]
 
 
 async def test_a_call_for_matches_that_was_cut_off_is_given_the_same_again(life: Life, memory: ScriptedMemory) -> None:

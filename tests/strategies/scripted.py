@@ -13,9 +13,11 @@ import msgspec
 
 from swarmd.core.errors import Rejected
 from swarmd.core.events import Failure
-from swarmd.core.memory_wire import RecalledPassage, RememberReply
+from swarmd.core.memory_wire import RememberReply
 from swarmd.core.turns import ModelReply, ModelRequest, Turn
 from swarmd.core.wire import Outcome
+from swarmd.roles.memory_steps import Recalled
+from swarmd.roles.watch_steps import Matches
 from swarmd.text import stems
 
 if TYPE_CHECKING:
@@ -54,6 +56,9 @@ class ScriptedContext:
         self.cancelled: list[str] = []
         self.requests: list[ModelRequest] = []
         self.memories: list[tuple[str, dict[str, str]]] = []
+        self.watches: dict[str, tuple[str, Mapping[str, str] | None, float]] = {}
+        self.fetched: dict[str, int] = {}
+        self.missed = 0
         self.steps: list[str] = []
         self.conflicts: list[Any] = []
         self.now = 0.0
@@ -142,14 +147,51 @@ class ScriptedContext:
         return RememberReply(f"m{len(self.memories)}", len(self.memories))
 
     async def recall(
-        self, text: str, *, k: int = 5, labels: Mapping[str, str] | None = None, at_least_seq: int = 0
-    ) -> list[RecalledPassage]:
+        self,
+        text: str,
+        *,
+        k: int = 5,
+        labels: Mapping[str, str] | None = None,
+        at_least_seq: int = 0,
+        mode: str = "hybrid",
+        min_similarity: float = -1.0,
+    ) -> list[Recalled]:
         assert at_least_seq <= len(self.memories)
-        wanted = dict(labels or {}).items()
-        asked = set(stems(text))
-        found = [
-            RecalledPassage(f"m{n}", memory, float(len(asked & set(stems(memory)))), labels=marks)
-            for n, (memory, marks) in enumerate(self.memories, 1)
-            if wanted <= marks.items()
-        ]
+        found = self._near(text, labels, min_similarity, 0)
         return sorted(found, key=lambda passage: -passage.score)[:k]
+
+    def _near(self, text: str, labels: Mapping[str, str] | None, threshold: float, after: int) -> list[Recalled]:
+        """The memories after a sequence that are near enough; the cosine is that of their sets of stems."""
+        wanted, asked = dict(labels or {}).items(), set(stems(text))
+        found = []
+        for n, (memory, marks) in enumerate(self.memories, 1):
+            said = set(stems(memory))
+            likeness = len(asked & said) / max(1.0, (len(asked) * len(said)) ** 0.5)
+            if n > after and wanted <= marks.items() and likeness >= threshold:
+                found.append(Recalled(f"m{n}", memory, likeness, labels=marks, seq=n, similarity=likeness))
+        return found
+
+    async def watch(
+        self,
+        name: str,
+        text: str,
+        *,
+        threshold: float = 0.3,
+        labels: Mapping[str, str] | None = None,
+        expires_in_ms: int = 0,
+    ) -> int:
+        assert expires_in_ms > 0
+        self.watches[name] = (text, labels, threshold)
+        self.fetched[name] = len(self.memories)
+        return len(self.memories)
+
+    async def matches(self, name: str, *, at_least_seq: int = 0) -> Matches:
+        assert at_least_seq <= len(self.memories)
+        if name not in self.watches:
+            raise Rejected("unknown_watch", "it has ended")
+        after, self.fetched[name] = self.fetched[name], len(self.memories)
+        missed, self.missed = self.missed, 0
+        return Matches([] if missed else self._near(*self.watches[name], after), len(self.memories), missed)
+
+    async def unwatch(self, name: str) -> None:
+        self.watches.pop(name, None)

@@ -221,6 +221,40 @@ async def test_a_shared_board_counts_what_others_have_said() -> None:
     assert (done["ended"], done["rounds"], done["notes"]) == ("nothing_new", 1, [])
 
 
+async def test_a_contributor_is_shown_the_nearest_of_what_has_come_whoever_wrote_it() -> None:
+    shown: list[list[str]] = []
+
+    def reads(given: Any) -> Any:
+        shown.append(given["notes"])
+        if given["round"] == 1:
+            ctx.memories.append(("Another run saw a wet road.", {"board": "b"}))
+            ctx.memories.append(("A wet road, elsewhere.", {"board": "c"}))
+        if given["round"] == 2:
+            ctx.watches.clear()  # expired
+            ctx.memories.append(("The road was wet at noon.", {"board": "b"}))
+        if given["round"] == 3:
+            ctx.missed = 1
+            ctx.memories.append(("A road.", {"board": "b"}))
+        return f"Nothing, {given['round']}."
+
+    ctx: Any = ScriptedContext({"n": reads})
+    ctx.memories.append(("The wet road dried.", {"board": "b"}))
+    contributors = [{"agent": "n", "about": "wet road"}, {"agent": "n", "about": "wet road"}]
+    job = {"goal": "g", "contributors": contributors, "board": "b", "k": 2, "threshold": 0.2, "rounds_max": 4}
+    await blackboard(ctx, job)
+    assert (
+        shown[::2]
+        == shown[1::2]
+        == [
+            ["The wet road dried."],
+            ["The wet road dried.", "Another run saw a wet road."],
+            ["The wet road dried.", "The road was wet at noon."],
+            ["The wet road dried.", "The road was wet at noon."],
+        ]
+    )
+    assert ctx.watches == {}
+
+
 async def test_a_failing_contributor_is_told_and_if_all_fail_it_ends() -> None:
     agents = {"n": speaks({"a": 1}, None), "fail": fails}
     ctx: Any = ScriptedContext(agents)
@@ -241,6 +275,7 @@ async def test_a_failing_contributor_is_told_and_if_all_fail_it_ends() -> None:
         ({"goal": "g", "contributors": ["a"]}, "Expected `object`, got `str` - at `$.contributors[0]`"),
         ({"goal": "g", "contributors": [{"agent": "a"}], "rounds_max": 0}, "$.rounds_max"),
         ({"goal": "g", "contributors": [{"agent": "a"}], "k": 101}, "$.k"),
+        ({"goal": "g", "contributors": [{"agent": "a"}], "threshold": 1.5}, "$.threshold"),
     ],
 )
 async def test_bad_input_of_blackboard(wanted: Any, words: str) -> None:
