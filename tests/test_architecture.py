@@ -45,6 +45,7 @@ SYSTEMS = (
     {"tools", "file_tools", "web_fetch", "html_text", "calculator", "sandbox"},
     {"mcp_tools", "mcp_session", "mcp_stdio", "mcp_http", "mcp_sieve", "mcp_format"},
     {"milvus_store", "milvus_server"},
+    {"bert_embedder", "bert_files"},
     {"telemetry", "probe"},
 )
 
@@ -54,6 +55,7 @@ LIBRARIES = {
     "nkeys": {"adapters"},
     "openai": {"adapters"},
     "pymilvus": {"adapters"},
+    "numpy": {"adapters"},
     "grpc": {"adapters"},
     "aiohttp": {"adapters", "edges"},
     "yarl": {"adapters"},

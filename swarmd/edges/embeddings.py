@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from swarmd.adapters.bert_embedder import BertEmbedder
 from swarmd.adapters.models import open_embedder
 from swarmd.cached_embedder import CachedEmbedder, EmbedLimits
 from swarmd.core.errors import Rejected
@@ -29,10 +30,10 @@ _LOCAL: Final = ("hash", "model")
 
 
 def embedder_of(spec: str, settings: Settings, clock: Clock, dimension: int = 0) -> Embeddings:
-    """The embeddings of a spec, "" for the configured one; batched, cached and paced as `[memory]` says. No I/O yet
+    """The embeddings of a spec, "" for the configured one; batched, cached and paced as `[memory]` says.
 
-    but for a model directory, which is read. `dimension` is that of a `provider:model` that is not known.
-    Raises as `blocking_embedder`.
+    No network yet; a model directory is read. `dimension` is that of a `provider:model` that is not known. Raises as
+    `blocking_embedder`.
     """
     embedder = blocking_embedder(spec, settings, dimension)
     table = settings.memory
@@ -60,6 +61,8 @@ def blocking_embedder(spec: str, settings: Settings, dimension: int = 0) -> Embe
         raise Rejected("bad_embedder", f"an embedder is {FORMS}, not {spec!r}")
     if kind == "hash":
         return _hash(rest)
+    if kind == "model":
+        return BertEmbedder(rest)
     if spec == configured:
         dimension = dimension or settings.memory.embedder_dimension
     return open_embedder(model_settings(settings)(spec), dimension)
