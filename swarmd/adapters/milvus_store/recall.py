@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
 
 from swarmd.adapters.milvus_store import schema
 from swarmd.adapters.milvus_store.connection import TIMEOUT_S
-from swarmd.adapters.milvus_store.word_index import WordQuery
+from swarmd.adapters.milvus_store.word_index import Permit, WordQuery
 from swarmd.core.memory_filter import matches
 from swarmd.passages import candidates, diverse, fuse, is_live
 from swarmd.ports import Hit, VectorQuery
@@ -28,8 +31,21 @@ if TYPE_CHECKING:
 
 ROWS_PER_GET: Final = 500
 
+WIDE_MAX: Final = 100
+"""Queries of different filters share a request while that need not ask for more hits than this of each."""
+WIDE_MARGIN: Final = 1.5
+
 Found = dict[str, float]
 """Keys with their cosines, nearest first."""
+
+
+class Group(Struct):
+    """Queries (by index) with one filter; `limit` is how many unfiltered hits hold enough that pass."""
+
+    expression: str
+    members: list[int]
+    permit: Permit | None
+    limit: int = WIDE_MAX + 1
 
 
 class Recall:
@@ -37,7 +53,7 @@ class Recall:
 
     def __init__(self, connection: Connection, words: Words) -> None:
         self.requests = 0
-        """Dense search requests sent so far: one for each group of coalesced queries with the same filter."""
+        """Dense search requests sent so far: one for all coalesced queries that a request can serve."""
         self.expiring_ms = 0
         self.was_asked = False
         """Since this was last set to False by its owner."""
@@ -62,23 +78,68 @@ class Recall:
         return [list(found) for found in self._search("lexical", texts, expression, depth)]
 
     def _near(self, queries: Sequence[VectorQuery]) -> list[Found]:
-        groups: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+        answers: list[Found] = [{} for _ in queries]
+        groups = self._grouped(queries)
+        wide = [group for group in groups if group.limit <= WIDE_MAX]
+        if len(wide) > 1:
+            groups = [group for group in groups if group.limit > WIDE_MAX] + self._near_wide(queries, wide, answers)
+        for group in groups:
+            found = self._dense(queries, group.members, group.expression, _depth(queries, group.members))
+            for index, hits in zip(group.members, found, strict=True):
+                answers[index] = _first(hits, candidates(queries[index].k))
+        return answers
+
+    def _grouped(self, queries: Sequence[VectorQuery]) -> list[Group]:
+        """Queries by what they let through. Filters that pass all rows are none."""
+        found: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
         for index, query in enumerate(queries):
             if query.vector is not None:
                 # Clocks of coalesced queries differ by little: they share a request, and `is_live` tells them apart.
                 second = query.now_ms // 1000 if self._may_have_expired(query) else -1
-                groups[schema.expression_of(query.where), second].append(index)
-        answers: list[Found] = [{} for _ in queries]
-        for (expression, second), members in groups.items():
-            living = schema.alive(min(queries[index].now_ms for index in members)) if second >= 0 else ""
-            depth = max(candidates(queries[index].k) for index in members)
-            vectors = [_array(queries[index].vector) for index in members]
-            self.requests += 1
-            found = self._search("dense", vectors, schema.all_of([expression, living]), depth)
-            for index, hits in zip(members, found, strict=True):
+                found[schema.expression_of(query.where), second].append(index)
+        groups: list[Group] = []
+        for (expression, second), members in found.items():
+            now_ms = min(queries[index].now_ms for index in members) if second >= 0 else 0
+            permit = self._words.permit(queries[members[0]].where, now_ms) if expression or now_ms else None
+            if permit is not None and permit.passing == permit.living:
+                expression, now_ms = "", 0
+            living = schema.alive(now_ms) if now_ms else ""
+            group = Group(schema.all_of([expression, living]), members, permit)
+            same = next((other for other in groups if other.expression == group.expression), None)
+            if same is not None:
+                same.members += members
+                continue
+            if permit is not None or not group.expression:
+                share = 1.0 if permit is None else permit.passing / max(1, permit.living)
+                group.limit = int(WIDE_MARGIN * _depth(queries, members) / max(share, 1e-9)) + 1
+            groups.append(group)
+        return groups
+
+    def _near_wide(self, queries: Sequence[VectorQuery], wide: list[Group], answers: list[Found]) -> list[Group]:
+        """One request for all whose filters pass most rows: it asks for more, and what does not pass is left out here.
+
+        Returns those that it gave too little.
+        """
+        members = [index for group in wide for index in group.members]
+        found = iter(self._dense(queries, members, "", max(group.limit for group in wide)))
+        left: list[Group] = []
+        for group in wide:
+            permit = group.permit if group.expression else None
+            short = []
+            for index in group.members:
+                hits = next(found)
+                passing = hits if permit is None else {key: near for key, near in hits.items() if permit.lets(key)}
                 depth = candidates(queries[index].k)
-                answers[index] = dict(list(hits.items())[:depth])
-        return answers
+                answers[index] = _first(passing, depth)
+                if permit is not None and len(passing) < min(depth, permit.passing):
+                    short.append(index)
+            if short:
+                left.append(Group(group.expression, short, permit))
+        return left
+
+    def _dense(self, queries: Sequence[VectorQuery], members: list[int], expression: str, limit: int) -> list[Found]:
+        self.requests += 1
+        return self._search("dense", [_array(queries[index].vector) for index in members], expression, limit)
 
     def _by_words(self, queries: Sequence[VectorQuery]) -> list[list[str]]:
         return self._words.rank(
@@ -98,16 +159,23 @@ class Recall:
         return 0 < self.expiring_ms <= query.now_ms
 
     def _show(
-        self, queries: Sequence[VectorQuery], near: Sequence[Found], by_words: Sequence[list[str]]
+        self,
+        queries: Sequence[VectorQuery],
+        near: Sequence[Found],
+        by_words: Sequence[list[str]],
+        *,
+        all_found: bool = False,
     ) -> list[list[Hit]]:
         pools: list[dict[str, float]] = []
         bare: set[str] = set()
         with_vectors: set[str] = set()
+        short = []
         for query, cosines, words in zip(queries, near, by_words, strict=True):
-            fused = dict(fuse([list(cosines), words], len(cosines) + len(words)))
-            pool = {key: score for key, score in fused.items() if cosines.get(key, 1.0) >= query.min_similarity}
-            if not query.diversity and query.min_similarity <= -1:
-                pool = dict(list(pool.items())[: query.k])
+            fused = fuse([list(cosines), words], len(cosines) + len(words))
+            pool = {key: score for key, score in fused if cosines.get(key, 1.0) >= query.min_similarity}
+            is_cut = not (all_found or query.diversity or query.min_similarity > -1) and len(pool) > query.k
+            pool = _first(pool, query.k) if is_cut else pool
+            short.append(is_cut)
             pools.append(pool)
             bare.update(pool)
             if query.diversity:
@@ -115,7 +183,15 @@ class Recall:
             elif query.vector is not None:
                 with_vectors.update(key for key in pool if key not in cosines)
         rows = self._get(with_vectors, [*schema.WORDS, "dense"]) | self._get(bare - with_vectors, schema.WORDS)
-        return [_chosen(query, pool, cosines, rows) for query, pool, cosines in zip(queries, pools, near, strict=True)]
+        hits = [_chosen(query, pool, cosines, rows) for query, pool, cosines in zip(queries, pools, near, strict=True)]
+        # Rows may have changed since they were found: the next best take the place of those that no longer pass.
+        again = [index for index, is_cut in enumerate(short) if is_cut and len(hits[index]) < queries[index].k]
+        if again:
+            parts = ([queries[index] for index in again], [near[index] for index in again])
+            shown = self._show(*parts, [by_words[index] for index in again], all_found=True)
+            for index, better in zip(again, shown, strict=True):
+                hits[index] = better
+        return hits
 
     def _get(self, keys: Iterable[str], fields: list[str]) -> dict[str, dict[str, Any]]:
         wanted = sorted(keys)
@@ -178,6 +254,14 @@ def _chosen(
     likeness = _likeness(vectors)
     order = diverse([hit.score for hit in hits], lambda index: likeness[index].tolist(), query.k, query.diversity)
     return [hits[index] for index in order]
+
+
+def _depth(queries: Sequence[VectorQuery], members: Sequence[int]) -> int:
+    return max(candidates(queries[index].k) for index in members)
+
+
+def _first(found: dict[str, float], count: int) -> dict[str, float]:
+    return found if len(found) <= count else dict(islice(found.items(), count))
 
 
 def _array(vector: Any) -> Any:

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from swarmd.adapters.milvus_store.schema import TEXT_BYTES_MAX, alive, all_of, expression_of
-from swarmd.adapters.milvus_store.word_index import COLUMNS, WordIndex, WordQuery, WordRow
+from swarmd.adapters.milvus_store.word_index import COLUMNS, Permit, WordIndex, WordQuery, WordRow
 from swarmd.core.errors import Fault
 from swarmd.text import stems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from swarmd.core.memory_filter import Filter
 
 FORMAT: Final = 1
 _DEAD_MIN: Final = 2_000
@@ -46,6 +48,10 @@ class Words(Protocol):
         ...
 
     def rank(self, queries: Sequence[WordQuery]) -> list[list[str]]: ...
+
+    def permit(self, where: Filter | None, now_ms: int) -> Permit | None:
+        """Which rows a filter lets through; None where only Milvus can tell."""
+        ...
 
     def clear(self) -> None:
         """Forget everything; `open` again."""
@@ -127,6 +133,9 @@ class LocalWords:
         index = self._index
         return [index.rank(query) if query.stems else [] for query in queries]
 
+    def permit(self, where: Filter | None, now_ms: int) -> Permit:
+        return self._index.permit(where, now_ms)
+
     def _opened(self) -> sqlite3.Connection:
         if self._file is None:
             raise Fault("memory_closed", "the memory store is not open")
@@ -184,6 +193,8 @@ class ServerWords:
             for index, keys in zip(members, self._search(texts, expression, depth), strict=True):
                 answers[index] = keys[: queries[index].depth]
         return answers
+
+    def permit(self, where: Filter | None, now_ms: int) -> None: ...
 
     def clear(self) -> None: ...
 
