@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from swarmd.core.turns import ModelReply, ModelRequest, Turn
     from swarmd.core.wire import Submission
     from swarmd.edges.client import Client, Handle, TaskFailed
+    from swarmd.edges.memory_client import MemoryClient
     from swarmd.reuse import Reuse
     from swarmd.roles.attempt import AgentFailed, Answer, ChildFailed, Decision, Message, TimedOut
     from swarmd.roles.context import Context
@@ -29,6 +30,7 @@ __all__ = [
     "Decision",
     "Fault",
     "Handle",
+    "MemoryClient",
     "Message",
     "ModelReply",
     "ModelRequest",
@@ -54,6 +56,7 @@ _HOMES = {
     "Decision": "swarmd.roles.attempt",
     "Fault": "swarmd.core.errors",
     "Handle": "swarmd.edges.client",
+    "MemoryClient": "swarmd.edges.memory_client",
     "Message": "swarmd.roles.attempt",
     "ModelReply": "swarmd.core.turns",
     "ModelRequest": "swarmd.core.turns",

@@ -13,11 +13,13 @@ from swarmd.core.events import Failure
 T = TypeVar("T")
 
 #: Somebody else was first.
-_CONFLICTS: Final = frozenset({"id_taken", "stale_update"})
+CONFLICTS: Final = frozenset({"id_taken", "stale_update", "job_running", "rebuild_lost", "watcher_taken"})
 #: Another try may help.
-_FAULTS: Final = frozenset(
-    {"busy", "not_accepted", "memory_behind", "memory_unavailable", "memory_lost", "lease_unsure", "timeout"}
-    | {"no_responders", "disconnected", "broker_error", "embedder_failed", "job_lost"}
+FAULTS: Final = frozenset(
+    "busy not_accepted not_serving rebuilt memory_behind memory_unavailable memory_lost memory_closed memory_full "
+    "memory_not_loaded store_refuses milvus_server_died bad_answer embedder_busy embedder_refuses rate_wait "
+    "job_stalled lease_unsure log_unreadable missing_sequence gap no_receipt no_responders timeout "
+    "disconnected broker_error".split()
 )
 
 
@@ -48,7 +50,7 @@ def read(reply: bytes, answer: type[T]) -> T:
 
 def error_of(failure: Failure) -> SwarmdError:
     """A failure of the wire as what is raised for it."""
-    kind = Conflict if failure.code in _CONFLICTS else Fault if failure.code in _FAULTS else Rejected
+    kind = Conflict if failure.code in CONFLICTS else Fault if failure.code in FAULTS else Rejected
     return kind(failure.code, failure.message)
 
 

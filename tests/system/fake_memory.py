@@ -81,6 +81,7 @@ class FakeMemory:
                 group.create_task(self._answer(bus, message))
 
             subscription = await bus.subscribe(f"memory.{memory}.>", on_message)
+            await bus.client.flush()  # from here on it is heard
             try:
                 yield self
             finally:

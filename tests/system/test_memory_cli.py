@@ -205,6 +205,7 @@ async def test_forgetting_is_asked_as_an_admin(typed: Terminal) -> None:
         (["revoke", "--since", "yesterday"], "--since 'yesterday'"),
         (["revoke", "--task", "no task"], "--task"),
         (["rebuild", "--as-of", "0"], "--as-of 0: it takes 1 or more"),
+        (["rebuild", "--as-of", "9", "--embedder", "x"], "give --as-of or --embedder"),
         (["rebuild", "--as-of", "then"], "--as-of 'then'"),
         (["import", "/nowhere/at/all"], "cannot read /nowhere/at/all"),
         (["export", "/nowhere/at/all"], "cannot write /nowhere/at/all.part"),

@@ -34,8 +34,11 @@ def add(group: flags.Commands) -> None:
 
 
 def _rebuild(args: argparse.Namespace) -> int:
+    from swarmd.core.errors import Rejected
     from swarmd.edges.cli import memory_asking as asking
 
+    if args.as_of and args.embedder:
+        raise Rejected("bad_usage", "a view of the past has the embedder in service: give --as-of or --embedder")
     fields: dict[str, Any] = {"embedder": args.embedder, **_as_of(args.as_of)}
 
     async def act(session: Session, client: MemoryClient) -> int:

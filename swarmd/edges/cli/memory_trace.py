@@ -46,7 +46,7 @@ def add(group: flags.Commands) -> None:
 def _lineage(args: argparse.Namespace) -> int:
     from swarmd.edges.cli import memory_asking as asking
 
-    asking.within("--depth", args.depth, 0, DEPTH_MAX)
+    asking.within("--depth", args.depth, 1, DEPTH_MAX)
     swarm = flags.swarm_of(args) if args.task else ""
 
     async def act(session: Session, client: MemoryClient) -> int:
