@@ -229,7 +229,6 @@ class MemoryNode:
             meter.gauge("swarmd_memories", self.state.live, self.memory)
             if self.leading.is_set():
                 meter.gauge("swarmd_memory_lag_messages", max(0, self._log.seq - self._projection.applied), self.memory)
-                meter.gauge("swarmd_memory_watches", len(self.state.watches), self.memory)
 
     # --- verbs that are done elsewhere ---
 

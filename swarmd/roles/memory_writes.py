@@ -19,7 +19,7 @@ from swarmd.core.events import Failure
 from swarmd.core.ids import uuid7
 from swarmd.core.memory import Forgotten, Memory, RememberedV2, Updated, Version
 from swarmd.core.memory_spaces import may_drop, may_read, may_update, space_for_writing
-from swarmd.core.memory_wire import RememberManyReply, RememberReply
+from swarmd.core.memory_wire import MANY_MAX, RememberManyReply, RememberReply
 from swarmd.passages import check_memory
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 #: An update that names no version is made anew so often, when others were first.
 UPDATE_TRIES: Final = 16
 REASON_MAX: Final = 500
+#: So many labels of the longest cannot make a memory too large for a store.
+FEW_LABELS: Final = 8
 
 
 class _Wish(Struct, eq=False):
@@ -84,8 +86,10 @@ class Writes:
             told(_refused(wanted.id, error))
 
     def remember_many(self, caller: Caller, wanted: RememberMany, told: Callable[[RememberManyReply], None]) -> None:
-        """As `remember` for each; `told` is called when all are answered."""
+        """As `remember` for each; `told` is called when all are answered. Raises `Rejected("too_many")`."""
         left = len(wanted.memories)
+        if left > MANY_MAX:
+            raise Rejected("too_many", f"{left} passages in one request: at most {MANY_MAX} are taken")
         replies = [RememberReply()] * left
         if not left:
             told(RememberManyReply())
@@ -146,8 +150,7 @@ class Writes:
         )
         if wanted.vector is not UNSET:
             fact.vector, fact.embedder = self._own_vector(wanted.vector, wanted.embedder)
-        if wanted.labels or fact.payload is not UNSET:
-            _check_whole(memory, fact, space)
+        _check_whole(memory, fact, space)
         return fact
 
     def _own_vector(self, values: list[float] | UnsetType, embedder: str) -> tuple[bytes, str]:
@@ -279,6 +282,8 @@ def _checked_payload(payload: Raw | UnsetType) -> Raw | UnsetType:
 
 def _check_whole(memory: str, fact: Version, space: str) -> None:
     """Each part may be sound and all together too large for a store. Raises `Rejected("too_large")`."""
+    if len(fact.labels) <= FEW_LABELS and fact.payload is UNSET:
+        return
     check_memory(
         Memory(
             memory,

