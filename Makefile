@@ -7,7 +7,7 @@ SEED ?= 1
 SOURCES := pyproject.toml $(wildcard ops/lock/*.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all dev lint types sim simulate bench bench-failover bench-calm schemas schemas-check lock clean
+.PHONY: help run test test-all dev lint types sim simulate bench bench-failover bench-calm bench-memory schemas schemas-check lock clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,9 @@ bench-failover: $(VENV)/.run ## how long work stands still when processes are ki
 
 bench-calm: $(VENV)/.run ## ten minutes at full load, in which nobody may be given up
 	$(BIN)/swarmd bench failover --worker-kills 0 --leader-kills 0 --leader-stops 0 --full-s 600 --json
+
+bench-memory: $(VENV)/.run ## a memory of 100,000 beside pymilvus by itself: fail if a target is missed
+	$(BIN)/swarmd bench memory --json --check
 
 schemas: $(VENV)/.run ## write schemas/ from the code
 	$(BIN)/swarmd schemas

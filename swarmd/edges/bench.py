@@ -270,6 +270,13 @@ def _shares(nodes: int, processes: int) -> Iterator[int]:
 
 async def spawn(stack: AsyncExitStack, url: str, folder: Path, role: str, *extra: str, swarm: str = SWARM) -> int:
     """One role as a process; its pid once it is ready."""
+    return (await start(stack, url, folder, role, *extra, swarm=swarm)).pid
+
+
+async def start(
+    stack: AsyncExitStack, url: str, folder: Path, role: str, *extra: str, swarm: str = SWARM
+) -> asyncio.subprocess.Process:
+    """One role as a process, which is ready; it is killed with the stack, unless it has ended by then."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", "swarmd", "run", role, "--swarm", swarm, "--nats", url, "--data", str(folder),
         "--log-level", "error", "--parent", str(os.getpid()), *extra,
@@ -284,7 +291,7 @@ async def spawn(stack: AsyncExitStack, url: str, folder: Path, role: str, *extra
         line = b""
     if not line:
         raise Fault("not_ready", f"the {role} did not get ready within {READY_S:.0f} s; its error is above")
-    return process.pid
+    return process
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -42,6 +42,10 @@ def add(commands: flags.Commands, argv: Sequence[str]) -> None:
     _extend(loads, "swarmd.edges.bench_load", "bench" in argv and "load" in argv)
     scale = bench.add("scale", _run_module, "measure a hive of thousands of nodes", "swarmd bench scale --json")
     _extend(scale, "swarmd.edges.bench_scale", "bench" in argv and "scale" in argv)
+    memories = bench.add("memory", _run_module, "measure a shared memory", "swarmd bench memory --rows 20000 --json")
+    _extend(memories, "swarmd.edges.bench_memory", "bench" in argv and "memory" in argv)
+    found = bench.add("retrieval", _run_module, "measure what a recall finds", "swarmd bench retrieval --json")
+    _extend(found, "swarmd.edges.bench_retrieval", "bench" in argv and "retrieval" in argv)
     models = bench.add("model", _run_module, "measure a model", "swarmd bench model --model openai:gpt-4o-mini --json")
     _extend(models, "swarmd.edges.bench_model", "bench" in argv and "model" in argv)
 
