@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,31 +17,35 @@ from msgspec import Struct
 
 from swarmd.adapters.catalog import SqliteCatalog
 from swarmd.adapters.milvus_server import MilvusServer
-from swarmd.adapters.milvus_store import MilvusStore, collection_for
+from swarmd.adapters.milvus_store import MilvusVectorStores, Place, collection_for
 from swarmd.adapters.nats_bus import patiently
 from swarmd.adapters.nats_lease import NatsLease
 from swarmd.adapters.probe import TelemetryProbe
 from swarmd.adapters.snapshots import NatsSnapshots
 from swarmd.adapters.streams import ensure_stream, memory_streams, stream_state
+from swarmd.adapters.watch_matrix import NumpyWatchMatrix
+from swarmd.config import Settings
 from swarmd.core import subjects
+from swarmd.edges.embeddings import embedder_of
 from swarmd.edges.wiring import CLOCK, ENTROPY, Wire, connected, live, new_boot
-from swarmd.hash_embedder import HashEmbedder
-from swarmd.ports import Embedder
-from swarmd.roles.memory import MemoryNode, MemoryPorts
+from swarmd.ports import Embeddings, Pin
+from swarmd.roles.memory_node import MemoryNode, MemoryPorts
 from swarmd.roles.observer import Observer, ObserverPorts, ObserverSettings, load
 from swarmd.roles.replica import Rewound
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from swarmd.adapters.nats_connect import NatsSettings
     from swarmd.adapters.telemetry import Telemetry
-    from swarmd.ports import MemoryStore
+    from swarmd.ports import VectorStores
 
 log = logging.getLogger(__name__)
 
 MEMORY_BYTES_MAX = 4 * 1024**3
 CATALOG_BYTES_MAX = 4 * 1024**3
+#: What a store is called by that is only to be removed.
+_ANY = Pin("", 1)
 
 
 async def _run_until_stopped(
@@ -49,7 +54,7 @@ async def _run_until_stopped(
     """Run one role until `stop`; raises what ends it, `Rewound` unwrapped."""
     rewound: list[BaseException] = []
     try:
-        serving = role.serving if isinstance(role, Observer) else None
+        serving = role.serving if isinstance(role, Observer) else role.ready
         await live((wire,), role, stop, ready, reconnected=role.reconnected, serving=serving)
     except* Rewound as group_of:
         rewound.extend(group_of.exceptions)
@@ -103,11 +108,15 @@ async def run_observer(
             await catalog.close()
 
 
+def offline_embeddings(spec: str, dimension: int) -> Embeddings:
+    """Those of a spec that needs no settings: hashes, or a directory."""
+    return embedder_of(spec, Settings(), CLOCK, dimension)
+
+
 class MemoryOptions(Struct, frozen=True):
     """One memory node. Without `milvus_uri` it runs Milvus Lite as a child, with its files under `data_dir`.
 
-    Without an `embedder` texts are hashed. `rebuild` drops what the store holds and fills it from the log, as after a
-    change of the embedder.
+    `embedder` is the spec that a new memory embeds with, `embeddings` makes those of any spec and dimension.
     """
 
     memory: str
@@ -117,52 +126,51 @@ class MemoryOptions(Struct, frozen=True):
     milvus_token: str = ""
     log_bytes_max: int = MEMORY_BYTES_MAX
     replicas: int = 1
-    dimension: int = 1024
-    rebuild: bool = False
-    embedder: Embedder | None = None
+    embedder: str = "hash"
+    embeddings: Callable[[str, int], Embeddings] = offline_embeddings
 
 
 async def run_memory(
     nats: NatsSettings, options: MemoryOptions, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]
 ) -> None:
-    """Run one memory node until `stop` is set; `ready` is called whenever it has begun to follow its log."""
+    """Run one memory node until `stop` is set; `ready` is called whenever it is warm, or stands by."""
     memory = options.memory
-    embedder = options.embedder or HashEmbedder(options.dimension)
     async with connected(nats, f"memory-{options.name}", telemetry) as wire:
         for config in memory_streams(memory, options.log_bytes_max, options.replicas):
             await patiently(ensure_stream, wire.bus, config)
-        async with _milvus(options) as uri:
+        async with _milvus(options) as (uri, words):
             while not stop.is_set():
                 created = (await patiently(stream_state, wire.bus, subjects.memory_stream(memory)))["created"]
                 # A stream made anew counts from 1 again: rows of the former one must never be taken for its own.
-                collection = f"{collection_for(memory)}_{''.join(filter(str.isdigit, created))[:20]}"
-                store = MilvusStore(uri, collection, embedder, token=options.milvus_token)
-                if options.rebuild:
-                    await store.drop()
+                prefix = f"{collection_for(memory)}_{''.join(filter(str.isdigit, created))[:20]}"
+                stores = MilvusVectorStores(Place(uri, prefix, options.milvus_token, words))
                 try:
-                    async with asyncio.TaskGroup() as group:
-                        tending = group.create_task(store.tend())
-                        await serve_memory(wire, options, store, telemetry, (stop, ready))
-                        tending.cancel()
-                except* Rewound as error:
-                    log.error("%s: the memory node starts anew", _first(error))
-                    await store.drop()
+                    await serve_memory(wire, options, stores, telemetry, (stop, ready))
+                except Rewound as error:
+                    log.error("%s: the memory node starts anew", error)
+                    for name in await stores.names():
+                        await stores.store(name, _ANY).drop()
+                finally:
+                    await stores.close()
 
 
 async def serve_memory(
     wire: Wire,
     options: MemoryOptions,
-    store: MemoryStore,
+    stores: VectorStores,
     telemetry: Telemetry,
     life: tuple[asyncio.Event, Callable[[], None]],
 ) -> None:
-    """One memory node over any store, until stopped."""
+    """One memory node over any stores, until stopped. Raises `Rewound`."""
     boot = new_boot()
     ports = MemoryPorts(
         log=wire.log(subjects.memory_stream(options.memory)),
         bus=wire.bus,
         lease=NatsLease.of_memory(wire.bus, options.memory, f"{options.name} {boot}"),
-        store=store,
+        stores=stores,
+        embeddings=options.embeddings,
+        spec=options.embedder,
+        matrix=NumpyWatchMatrix,
         clock=CLOCK,
         entropy=ENTROPY,
         probe=TelemetryProbe(telemetry),
@@ -172,10 +180,13 @@ async def serve_memory(
 
 
 @asynccontextmanager
-async def _milvus(options: MemoryOptions) -> AsyncIterator[str]:
-    """The address of a Milvus: the given one, or that of a child which is restarted when it dies."""
+async def _milvus(options: MemoryOptions) -> AsyncIterator[tuple[str, Path | None]]:
+    """The address of a Milvus: the given one, or that of a child which is restarted when it dies.
+
+    Beside it, where words are kept: a server of its own does that itself.
+    """
     if options.milvus_uri:
-        yield options.milvus_uri
+        yield options.milvus_uri, None
         return
     server = MilvusServer(options.data_dir)
     await server.start()
@@ -183,7 +194,7 @@ async def _milvus(options: MemoryOptions) -> AsyncIterator[str]:
         async with asyncio.TaskGroup() as group:
             supervising = group.create_task(server.supervise())
             try:
-                yield server.uri
+                yield server.uri, server.directory
             finally:
                 supervising.cancel()
     finally:

@@ -13,7 +13,7 @@ from swarmd.core.errors import Rejected
 from swarmd.core.ids import check_name
 from swarmd.edges import wiring
 from swarmd.edges.cli.flags import labels_of
-from swarmd.edges.embeddings import blocking_embedder
+from swarmd.edges.embeddings import embedder_of
 from swarmd.edges.loading import OpenTools, load_agents
 from swarmd.edges.open_models import OpenModels
 from swarmd.edges.settings import (
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from swarmd.adapters.telemetry import Telemetry
     from swarmd.config import Settings
     from swarmd.edges.role_process import Ready, Role
+    from swarmd.ports import Embeddings
 
 
 def swarm_for(args: argparse.Namespace, settings: Settings) -> str:
@@ -166,6 +167,13 @@ def _memory(args: argparse.Namespace, settings: Settings, name: str) -> Role:
     from swarmd.edges.projections import MemoryOptions, run_memory
 
     table = settings.memory
+    first = [embedder_of("", settings, wiring.CLOCK)]  # one that cannot work is refused before anything runs
+
+    def embeddings(spec: str, dimension: int) -> Embeddings:
+        if first and spec == table.embedder and dimension in (0, first[0].dimension):
+            return first.pop()
+        return embedder_of(spec, settings, wiring.CLOCK, dimension)
+
     options = MemoryOptions(
         memory=table.name,
         name=name,
@@ -174,8 +182,8 @@ def _memory(args: argparse.Namespace, settings: Settings, name: str) -> Role:
         milvus_token=os.environ.get(table.token_env, "") if table.token_env else "",
         log_bytes_max=table.log_bytes_max,
         replicas=settings.limits.replicas,
-        rebuild=args.rebuild,
-        embedder=blocking_embedder("", settings),
+        embedder=table.embedder,
+        embeddings=embeddings,
     )
 
     async def run(nats: NatsSettings, telemetry: Telemetry, stop: asyncio.Event, ready: Callable[[], None]) -> None:

@@ -188,7 +188,7 @@ class Projection:
         """Remove stores that are neither in service nor being built; at first, find the views that are whole."""
         self._swept, adopts, self._adopts = True, self._adopts, False
         try:
-            for name in await self.ports.stores.names():
+            for name in sorted(await self.ports.stores.names(), key=lambda name: _number(name, "asof_")):
                 if name == f"g{self._generation}" or name in self._tasks or name in self._leaving:
                     continue
                 seq = _number(name, "asof_")
@@ -199,7 +199,9 @@ class Projection:
                 self._check_lease()
                 self._views.pop(seq, None)
                 self.ports.probe.notice(f"store {name} of memory {self.log.memory} is of no more use: it is removed")
-                await self.make(name, self._vectors()).store.drop()
+                store = self.make(name, self._vectors()).store
+                await store.drop()
+                await store.close()
         except SwarmdError:
             self._swept, self._adopts = False, adopts
             raise

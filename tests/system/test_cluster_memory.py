@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from swarmd.adapters.memory_fakes import FakeMemoryDisk, FakeMemoryStore
+from swarmd.adapters.memory_fakes import FakeVectorStores
 from swarmd.adapters.nats_bus import patiently
 from swarmd.adapters.nats_connect import NatsSettings
 from swarmd.adapters.nats_server import find_nats_server
@@ -21,7 +21,6 @@ from swarmd.core.events import Failure
 from swarmd.core.memory_wire import MemoryStats, RecallReply, RememberReply
 from swarmd.edges import wiring
 from swarmd.edges.projections import MemoryOptions, serve_memory
-from swarmd.hash_embedder import HashEmbedder
 from tests.system.cluster import Cluster
 from tests.system.swarms import Role, until
 
@@ -36,14 +35,14 @@ except Rejected:
 
 async def node(group: asyncio.TaskGroup, nats: NatsSettings, directory: Path) -> Role:
     """A memory node in this process, over a fake store."""
-    store = FakeMemoryStore(HashEmbedder(256), FakeMemoryDisk())
+    stores = FakeVectorStores()
 
     async def run(stop: asyncio.Event, ready: Any) -> None:
         async with wiring.connected(nats, "m1") as wire:
             for config in memory_streams("shared", 10_000_000, 3):
                 await patiently(ensure_stream, wire.bus, config)
             options = MemoryOptions("shared", "m1", directory, replicas=3)
-            await serve_memory(wire, options, store, Telemetry("memory", ""), (stop, ready))
+            await serve_memory(wire, options, stores, Telemetry("memory", ""), (stop, ready))
 
     return await Role(group, run).ready()
 

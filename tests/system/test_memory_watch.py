@@ -240,7 +240,7 @@ async def test_nodes_that_both_match_tell_a_watcher_once(server: NatsServer) -> 
         await watch(first, "baker", "bread")
         await asyncio.gather(*(first.remember(f"bread {n}") for n in range(50)))
         for desk in (first, second):
-            await until(lambda desk=desk: desk.watches.matched >= first.log.seq)  # type: ignore[misc]
+            await until(lambda desk=desk: desk.watches.matched >= first.log.seq)
             assert sorted(await matched(desk, "baker")) == sorted(f"bread {n}" for n in range(50))
         await until(lambda: first.log.seq == second.log.seq)
         assert first.log.state.watches["baker"].matches == second.log.state.watches["baker"].matches

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from swarmd.adapters.memory_fakes import FakeMemoryStore
+from swarmd.adapters.memory_fakes import FakeVectorStores
 from swarmd.adapters.nats_bus import NatsBus
 from swarmd.adapters.nats_connect import connect
 from swarmd.adapters.nats_server import find_nats_server
@@ -21,7 +21,6 @@ from swarmd.core.memory_wire import RecallReply, RememberReply
 from swarmd.edges import wiring
 from swarmd.edges.projections import MemoryOptions, ObserverOptions, run_observer, serve_memory
 from swarmd.edges.replay import replay, verify
-from swarmd.hash_embedder import HashEmbedder
 from swarmd.roles.observer import FoundOne
 from tests.system.swarms import SWARM, Swarm, a_swarm, until
 
@@ -96,8 +95,8 @@ async def test_a_memory_node_has_the_rights_that_it_needs(swarm: Swarm) -> None:
         async with wiring.connected(nats, "m1") as wire:
             for config in memory_streams("shared", 10_000_000):
                 await ensure_stream(wire.bus, config)
-            store = FakeMemoryStore(HashEmbedder(256))
-            await serve_memory(wire, options, store, Telemetry("memory", ""), (stop, ready))
+            stores = FakeVectorStores()
+            await serve_memory(wire, options, stores, Telemetry("memory", ""), (stop, ready))
 
     node = await swarm.role(run)
     client = await connect(swarm.nats, "client")

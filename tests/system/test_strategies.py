@@ -14,7 +14,7 @@ import pytest
 
 from swarmd import agents, strategies
 from swarmd.adapters.extractive_model import ExtractiveModel
-from swarmd.adapters.memory_fakes import FakeMemoryStore
+from swarmd.adapters.memory_fakes import FakeVectorStores
 from swarmd.adapters.models import ModelSettings, open_model
 from swarmd.adapters.nats_server import find_nats_server
 from swarmd.adapters.streams import ensure_stream, memory_streams
@@ -25,7 +25,6 @@ from swarmd.core.errors import Rejected
 from swarmd.core.events import Failure
 from swarmd.edges import wiring
 from swarmd.edges.projections import MemoryOptions, serve_memory
-from swarmd.hash_embedder import HashEmbedder
 from swarmd.roles.llm_agent import llm_agent
 from swarmd.roles.tool_calls import run_tool
 from swarmd.sdk import Agent, agents_in
@@ -117,14 +116,14 @@ class Rig:
 
     async def memory(self) -> Role:
         """A memory node over the store's in-process twin."""
-        store = FakeMemoryStore(HashEmbedder(256))
+        stores = FakeVectorStores()
         options = MemoryOptions("shared", "m", self.swarm.directory)
 
         async def run(stop: asyncio.Event, ready: Any) -> None:
             async with wiring.connected(self.swarm.nats, "m") as wire:
                 for config in memory_streams("shared", 10_000_000):
                     await ensure_stream(wire.bus, config)
-                await serve_memory(wire, options, store, Telemetry("memory", ""), (stop, ready))
+                await serve_memory(wire, options, stores, Telemetry("memory", ""), (stop, ready))
 
         return await self.swarm.role(run)
 
