@@ -59,11 +59,10 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(
-    params=["fake", pytest.param("in_process", marks=needs_milvus), pytest.param("server", marks=needs_milvus)]
+    params=["fake", *(pytest.param(kind, marks=needs_milvus) for kind in ("in_process", "child", "server"))]
 )
 def reopen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Stores]:
-    """Stores over what earlier ones of the same test have left. The server's index words themselves in this suite
-    where a test's name says so; else words are kept beside."""
+    """Stores over what earlier ones of the same test have left. A `server` indexes words itself."""
     if request.param == "fake":
         disk = FakeDisk()
         return lambda: FakeVectorStores(disk)
@@ -72,7 +71,7 @@ def reopen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         uri = request.getfixturevalue("database")
         return lambda: MilvusVectorStores(Place(uri, prefix_for(request.node.name), directory=beside))
     running: MilvusServer = request.getfixturevalue("server")
-    return lambda: over(running, beside, request.node.name)
+    return lambda: over(running, beside if request.param == "child" else None, request.node.name)
 
 
 @pytest_asyncio.fixture

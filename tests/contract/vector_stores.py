@@ -96,7 +96,7 @@ def prefix_for(name: str) -> str:
     return f"memory_{blake2b(name.encode(), digest_size=8).hexdigest()}"
 
 
-def over(server: MilvusServer, directory: Path, name: str) -> MilvusVectorStores:
+def over(server: MilvusServer, directory: Path | None, name: str) -> MilvusVectorStores:
     return MilvusVectorStores(Place(server.uri, prefix_for(name), directory=directory))
 
 

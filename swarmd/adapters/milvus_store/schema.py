@@ -101,7 +101,7 @@ def index_and_load(client: Any, name: str, *, words: bool, timeout: float) -> No
 
 
 def key_of(memory_id: str) -> str:
-    return _digest("id", memory_id).hex()
+    return digest("id", memory_id)
 
 
 def row_of(row: Row, key: str) -> dict[str, Any]:
@@ -184,29 +184,29 @@ def tags_of(labels: Mapping[str, str]) -> list[str]:
 
 
 def name_tag(name: str) -> str:
-    return _digest("has", name).hex()[:_TAG_DIGITS]
+    return digest("has", name)[:_TAG_DIGITS]
 
 
 def pair_tag(name: str, value: str) -> str:
-    return _digest("label", name, value).hex()[:_TAG_DIGITS]
+    return digest("label", name, value)[:_TAG_DIGITS]
 
 
 def number_of(field: str, value: str) -> int:
     """63 bits for a text of a field; 0 for the empty one."""
-    return int.from_bytes(_digest(field, value)[:8], "big") >> 1 if value else 0
+    return int(digest(field, value)[:16], 16) >> 1 if value else 0
 
 
 def _tagged(tag: str) -> str:
     return f'tags like "%{tag}%"'
 
 
-def _digest(*parts: str) -> bytes:
-    """16 bytes; the lengths are hashed too, so that ("a", "bc") and ("ab", "c") differ."""
-    digest = blake2b(digest_size=16)
+def digest(*parts: str) -> str:
+    """32 hex digits; the lengths are hashed too, so that ("a", "bc") and ("ab", "c") differ."""
+    hashed = blake2b(digest_size=16)
     for part in parts:
         encoded = part.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest.digest()
+        hashed.update(len(encoded).to_bytes(8, "little") + encoded)
+    return hashed.hexdigest()
 
 
 def _packed(vector: Sequence[float]) -> Any:

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from swarmd.adapters.milvus_store.connection import TIMEOUT_S, Connection, Place
+from swarmd.adapters.milvus_store.schema import digest
 from swarmd.adapters.milvus_store.vector_store import MilvusVectorStore
 from swarmd.core.errors import Rejected
 
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 # Begins with a letter, so that no name of ours is part of the name of another memory's collection: where that goes
 # on, the creation time of its log does.
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,60}")
+
+
+def collection_for(memory: str) -> str:
+    """How collections of a memory of any name begin; different names never meet in one collection."""
+    plain = re.sub(r"[^A-Za-z0-9_]", "_", memory)[:100]
+    return f"memory_{plain}" if plain == memory else f"memory_{plain}_{digest(memory)[:12]}"
 
 
 class MilvusVectorStores:
