@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from swarmd.core.memory import Memory
-    from swarmd.ports import Pin, RecallQuery, VectorQuery
+    from swarmd.ports import Pin, VectorQuery
 
 TEXT_BYTES_MAX = 32_768
 """Largest text of one memory in UTF-8. A vector store holds 65,535 bytes; longer texts recall badly as one passage."""
@@ -113,14 +113,6 @@ def mismatch(name: str, held: Pin, wanted: Pin) -> Rejected:
 def is_live(memory: Memory, now_ms: int) -> bool:
     """Whether it has not expired by then."""
     return not memory.expires_at_ms or memory.expires_at_ms > now_ms
-
-
-def check_query(query: RecallQuery) -> None:
-    """Raise `Rejected` with the limit in its message unless every store can answer this recall."""
-    _check_text("query text", query.text)
-    if not 1 <= query.k <= K_MAX:
-        raise Rejected("bad_k", f"k is {query.k}; ask for 1 to {K_MAX} passages")
-    _check_labels(query.labels)
 
 
 def candidates(k: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 from swarmd.core.memory import Memory
 from swarmd.core.memory_filter import Filter
@@ -265,43 +265,6 @@ class WatchMatrix(Protocol):
     def nearest(self, vectors: Sequence[Sequence[float]]) -> list[list[tuple[str, float]]]:
         """For each vector the watches whose cosine with it is at least their threshold, with that cosine."""
         ...
-
-
-class Passage(Struct, omit_defaults=True):
-    """A recalled memory; `score` is a fused rank score: only its order means something."""
-
-    memory: Memory
-    score: float
-
-
-class RecallQuery(Struct, omit_defaults=True):
-    """What to recall: the nearest `k` by words and by vector whose labels all equal those given."""
-
-    text: str
-    k: int = 5
-    labels: dict[str, str] = field(default_factory=dict)
-
-
-class MemoryStore(Protocol):
-    """The searchable projection of a memory log. One caller writes; upserts are idempotent by memory id."""
-
-    async def open(self) -> int:
-        """Open or create; return the sequence up to which the log is applied (0 when empty)."""
-        ...
-
-    async def apply(self, memories: Sequence[Memory], forgotten: Sequence[str], upto: int) -> None:
-        """Upsert and delete, then record that the log is applied up to sequence `upto`."""
-        ...
-
-    async def search(self, queries: Sequence[RecallQuery]) -> list[list[Passage]]: ...
-
-    async def count(self) -> int: ...
-
-    async def drop(self) -> None:
-        """Delete everything; `open` then starts a new store, to be filled from the log."""
-        ...
-
-    async def close(self) -> None: ...
 
 
 class Mark(Struct, frozen=True):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from swarmd.adapters.milvus_store.connection import Place
-from swarmd.adapters.milvus_store.rows import collection_for
-from swarmd.adapters.milvus_store.store import MilvusStore
-from swarmd.adapters.milvus_store.stores import MilvusVectorStores
+from swarmd.adapters.milvus_store.stores import MilvusVectorStores, collection_for
 from swarmd.adapters.milvus_store.vector_store import MilvusVectorStore
 
-__all__ = ["MilvusStore", "MilvusVectorStore", "MilvusVectorStores", "Place", "collection_for"]
+__all__ = ["MilvusVectorStore", "MilvusVectorStores", "Place", "collection_for"]
