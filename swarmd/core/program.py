@@ -172,19 +172,85 @@ class ToolArguments(Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class RecallArguments(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """The `k` nearest passages of the shared memory."""
+    """The `k` nearest memories, by `text` or by a `vector`; the rest is as in a `RecallRequest`."""
 
-    text: str
+    text: str = ""
     k: int = 5
     labels: dict[str, str] = field(default_factory=dict)
+    at_least_seq: int = 0
+    vector: list[float] | None = None
+    filter: str = ""
+    spaces: list[str] = field(default_factory=list)
+    mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
+    min_similarity: float = -1.0
+    diversity: float = 0.0
+    as_of: int = 0
 
 
 class RememberArguments(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """Put a passage into the shared memory."""
+    """Put a passage into a space of the memory; `payload` is any JSON that comes along."""
 
     text: str
     source: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    space: str = "shared"
+    vector: list[float] | None = None
+    payload: Any = UNSET
+    expires_in_ms: Annotated[int, Meta(ge=0)] = 0
+
+
+class UpdateMemoryArguments(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Let a memory say something else; what is left out stays. `if_seq` refuses when another version is present."""
+
+    memory: str
+    text: str | UnsetType = UNSET
+    source: str | UnsetType = UNSET
+    labels: dict[str, str] | UnsetType = UNSET
+    vector: list[float] | None = None
+    payload: Any = UNSET
+    expires_in_ms: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+    if_seq: int = 0
+
+
+class ForgetMemoryArguments(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Drop a memory of this agent or task."""
+
+    memory: str
+    reason: str = ""
+
+
+class GetMemoriesArguments(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Memories by id, as they are now."""
+
+    ids: Ids
+
+
+class WatchArguments(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """From now on keep for `matches` what comes at least that near; the name is this task's own."""
+
+    name: str
+    text: str = ""
+    threshold: float = 0.3
+    labels: dict[str, str] = field(default_factory=dict)
+    vector: list[float] | None = None
+    filter: str = ""
+    spaces: list[str] = field(default_factory=list)
+    expires_in_ms: Annotated[int, Meta(ge=0)] = 0
+
+
+class MatchesArguments(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What a watch has matched since the last call, each once, in order."""
+
+    name: str
+    wait_s: Annotated[float, Meta(ge=0, le=3_600)] = 0.0
+    at_least_seq: int = 0
+    max: int = 100
+
+
+class UnwatchArguments(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """End a watch."""
+
+    name: str
 
 
 class SpawnArguments(Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -289,6 +355,12 @@ Arguments = (
     | ToolArguments
     | RecallArguments
     | RememberArguments
+    | UpdateMemoryArguments
+    | ForgetMemoryArguments
+    | GetMemoriesArguments
+    | WatchArguments
+    | MatchesArguments
+    | UnwatchArguments
     | SpawnArguments
     | GatherArguments
     | FirstArguments
@@ -309,6 +381,12 @@ ARGUMENTS: Final[dict[str, type[Arguments]]] = {
     "tool": ToolArguments,
     "recall": RecallArguments,
     "remember": RememberArguments,
+    "update_memory": UpdateMemoryArguments,
+    "forget_memory": ForgetMemoryArguments,
+    "get_memories": GetMemoriesArguments,
+    "watch": WatchArguments,
+    "matches": MatchesArguments,
+    "unwatch": UnwatchArguments,
     "spawn": SpawnArguments,
     "gather": GatherArguments,
     "first": FirstArguments,

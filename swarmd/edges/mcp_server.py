@@ -19,7 +19,7 @@ from swarmd.core import subjects
 from swarmd.core.errors import Conflict, Fault, Rejected
 from swarmd.core.events import Failure
 from swarmd.core.ids import check_task_id
-from swarmd.core.memory_wire import RecallReply, RecallRequest, RememberReply, RememberRequest
+from swarmd.core.memory_wire import Mode, RecallReply, RecallRequest, RememberReply, RememberRequest
 from swarmd.core.wire import Outcome, Receipt, SwarmStatus, TaskQuery, TaskStatus
 
 if TYPE_CHECKING:
@@ -90,6 +90,10 @@ class Recall(Struct, forbid_unknown_fields=True):
     text: Annotated[str, Meta(min_length=1, description="a question or a topic")]
     k: Annotated[int, Meta(ge=1, le=50)] = 5
     labels: dict[str, str] = field(default_factory=dict)
+    filter: Annotated[str, Meta(description='such as author = "desk" and since >= 2026-01-31')] = ""
+    mode: Annotated[Mode, Meta(description="by words and meaning, by meaning, or by words")] = "hybrid"
+    min_similarity: Annotated[float, Meta(ge=-1, le=1, description="the least cosine; -1: any")] = -1.0
+    at_least_seq: Annotated[int, Meta(ge=0, description="`seq` of what was remembered, to find it")] = 0
 
 
 class Remember(Struct, forbid_unknown_fields=True):
@@ -98,6 +102,7 @@ class Remember(Struct, forbid_unknown_fields=True):
     text: Annotated[str, Meta(min_length=1)]
     source: Annotated[str, Meta(description="where it comes from")] = ""
     labels: dict[str, str] = field(default_factory=dict)
+    payload: Annotated[Any, Meta(description="any JSON that comes along, and is not searched")] = None
 
 
 class Inbox(Struct, forbid_unknown_fields=True):
@@ -227,11 +232,14 @@ class SwarmTools:
         return {"task": receipt.task}
 
     async def _recall(self, wanted: Recall) -> dict[str, Any]:
-        request = RecallRequest(wanted.text, wanted.k, wanted.labels)
+        request = RecallRequest(wanted.text, wanted.k, wanted.labels, wanted.at_least_seq)
+        request.filter, request.mode, request.min_similarity = wanted.filter, wanted.mode, wanted.min_similarity
         return _plain(await self._of_memory("recall", request, RecallReply))
 
     async def _remember(self, wanted: Remember) -> dict[str, Any]:
         request = RememberRequest(wanted.text, source=wanted.source, labels=wanted.labels, author=self._by)
+        if wanted.payload is not None:
+            request.payload = msgspec.Raw(msgspec.json.encode(wanted.payload))
         return _plain(await self._of_memory("remember", request, RememberReply))
 
     async def _of_memory(self, verb: str, request: Struct, answer: type[T]) -> T:

@@ -74,6 +74,13 @@ class Verbs:
     async def _cancel(self, said: program.CancelArguments) -> None:
         await self._ctx.cancel(*self._spawned(said.children), reason=said.reason)
 
+    async def _update_memory(self, said: program.UpdateMemoryArguments) -> Any:
+        given = {name: value for name, value in _keywords(said).items() if value is not msgspec.UNSET}
+        return await self._ctx.update_memory(**given)
+
+    async def _get_memories(self, said: program.GetMemoriesArguments) -> Any:
+        return await self._ctx.get_memories(*said.ids)
+
     async def _sleep(self, said: program.SleepArguments) -> None:
         await self._ctx.sleep(said.seconds)
 

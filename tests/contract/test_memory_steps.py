@@ -11,6 +11,7 @@ import pytest
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import Failed, Failure, Stepped
 from swarmd.roles.attempt import AgentFailed
+from swarmd.roles.program_verbs import Verbs
 from tests.contract.scripted_memory import ScriptedMemory
 from tests.contract.test_journal import Life, life, output
 
@@ -238,6 +239,27 @@ async def test_a_call_for_matches_that_was_cut_off_is_given_the_same_again(life:
     assert isinstance(await life.attempt(run), Failed)
     writer.store = stores
     assert output(await life.attempt(run)) == ["wet road"]
+
+
+async def test_programs_have_the_same_verbs(life: Life, memory: ScriptedMemory) -> None:
+    async def run(ctx: Context, wanted: Any) -> Any:
+        verbs = Verbs(ctx)
+
+        async def ask(verb: str, **args: Any) -> Any:
+            answer = await verbs.perform(verb, msgspec.Raw(msgspec.json.encode(args)))
+            return msgspec.json.decode(msgspec.json.encode(answer))
+
+        since = await ask("watch", name="w", text="wet road", threshold=0.4)
+        kept = await ask("remember", text="the road is wet", payload={"n": 1}, space="agent")
+        found = await ask("recall", text="wet road", k=1, spaces=["agent"], min_similarity=0.5)
+        changed = await ask("update_memory", memory=kept["id"], source="s", if_seq=kept["seq"])
+        seen = await ask("matches", name="w", at_least_seq=changed["seq"])
+        (now,) = await ask("get_memories", ids=[kept["id"]])
+        await ask("unwatch", name="w")
+        await ask("forget_memory", memory=kept["id"])
+        return [since, found[0]["payload"], now["text"], now["source"], len(seen["memories"])]
+
+    assert output(await life.attempt(run)) == [1, {"n": 1}, "the road is wet", "s", 2]
 
 
 def test_faults_of_a_memory_are_not_told_as_refusals() -> None:
