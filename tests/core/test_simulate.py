@@ -54,9 +54,10 @@ def test_ours_keeps_its_promises(workload: str) -> None:
 
 @pytest.mark.parametrize("workload", ["steady", "slow-quarter"])
 def test_late_binding_beats_whatever_binds_early(workload: str) -> None:
-    late = fmean(simulate(workload, "adaptive", seed, tasks=TASKS).p99_ms for seed in SEEDS)
+    """By so much that half the tasks tell."""
+    late = fmean(simulate(workload, "adaptive", seed, tasks=TASKS // 2).p99_ms for seed in SEEDS)
     for policy in POLICIES[:4]:
-        assert late < fmean(simulate(workload, policy, seed, tasks=TASKS).p99_ms for seed in SEEDS)
+        assert 1.1 * late < fmean(simulate(workload, policy, seed, tasks=TASKS // 2).p99_ms for seed in SEEDS)
 
 
 def test_a_broken_promise_is_told() -> None:
