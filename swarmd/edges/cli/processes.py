@@ -61,7 +61,6 @@ def _add_run(commands: flags.Commands) -> None:
     run.add_argument("--label", action="append", default=None, metavar="KEY=VALUE", help="of its members; repeatable")
     run.add_argument("--child", default="", metavar="SWARM", help="delegate: the child swarm that it speaks for")
     run.add_argument("--memory", default=None, metavar="NAME", help="the shared memory (default: shared)")
-    run.add_argument("--rebuild", action="store_true", help="memory: drop the store and fill it from the log")
     run.add_argument("--metrics-port", type=int, default=0, help="of /metrics and /readyz (default: any free one)")
     run.add_argument("--web-port", type=int, default=None, help="web: of the page (default: 9465; 0: any free one)")
     run.add_argument("--replies-prefixed", action=argparse.BooleanOptionalAction, default=None,
