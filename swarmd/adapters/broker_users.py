@@ -270,7 +270,6 @@ def _worker(swarms: Sequence[str], memories: Sequence[str]) -> Rules:
     subscribe += _each(swarms, "swarm.{}.node.>")  # each node's own subject
     publish += _each(swarms, "swarm.{}.rate.*")  # leases of what a provider of models allows in a minute
     publish += [subjects.memory_verb_of(memory, swarm, "*") for memory in memories for swarm in swarms]
-    publish += _each(memories, "memory.{}.remember", "memory.{}.recall")
     return [*publish, *(f"$JS.API.STREAM.MSG.GET.{subjects.rate_stream(swarm)}" for swarm in swarms)], subscribe
 
 

@@ -209,7 +209,7 @@ class MemorySteps(Journal):
         patience_ms: int = NOBODY_MS,
     ) -> T:
         """One answer. Raises `Rejected` or `Fault`; while surely nobody has the request it is made again."""
-        subject = subjects.memory_verb(self._ports.memory, verb)
+        subject = subjects.memory_verb_of(self._ports.memory, self._ports.swarm, verb)
         clock, pause_ms = self._ports.clock, PAUSE_MS
         gives_up_ms = clock.now_ms() + patience_ms
         payload = msgspec.json.encode(request)

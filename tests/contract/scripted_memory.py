@@ -73,7 +73,6 @@ class ScriptedMemory:
         self.behind = 0  #: so many sequences are not matched yet
 
     async def serve(self) -> ScriptedMemory:
-        await self._bus.subscribe("memory.shared.*", self._on_request)
         await self._bus.subscribe("memory.shared.of.*.*", self._on_request)
         return self
 
@@ -83,12 +82,11 @@ class ScriptedMemory:
         verb = message.subject.rpartition(".")[2]
         request = msgspec.json.decode(message.payload, type=REQUESTS[verb])
         self.asked.append((verb, request))
-        subject = message.subject if ".of." in message.subject else f"memory.shared.of.main.{verb}"
         answer: Any
         try:
             if self.broken is not None:
                 raise Rejected(self.broken.code, self.broken.message)
-            answer = getattr(self, f"_{verb}")(caller_of(subject, request.agent, request.task), request)
+            answer = getattr(self, f"_{verb}")(caller_of(message.subject, request.agent, request.task), request)
         except SwarmdError as error:
             answer = RememberReply(error=Failure(error.code, error.message))
         self._bus._deliver(message.reply, msgspec.json.encode(answer), "")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["life"]
 QUESTION = "How long does a lease of an attempt live before it lapses?"
 ALIKE = "How long does the lease of an attempt live, until it lapses?"
-SWARMS = ("main", "main")
+SWARMS = ("main", "main", "other", "other")
 OTHER = "Which colour has the sky over the harbour?"
 
 
