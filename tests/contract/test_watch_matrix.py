@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from random import Random
+from hashlib import blake2b
 
 import pytest
 
@@ -15,19 +15,20 @@ from swarmd.adapters.watch_matrix import NumpyWatchMatrix
 DIMENSION = 16
 
 
-def unit(random: Random) -> array[float]:
-    numbers = [random.gauss(0, 1) for _ in range(DIMENSION)]
+def unit(seed: str) -> array[float]:
+    """A direction that depends on the seed alone."""
+    numbers = [byte - 127.5 for byte in blake2b(seed.encode(), digest_size=DIMENSION).digest()]
     length = math.hypot(*numbers)
     return array("f", [number / length for number in numbers])
 
 
 def test_it_agrees_with_plain_arithmetic_while_watches_come_and_go() -> None:
-    random = Random(7)
-    matrix, held = NumpyWatchMatrix(DIMENSION), dict[str, tuple[array[float], float]]()
+    matrix, held = NumpyWatchMatrix(DIMENSION), {"w0": (unit("0"), 0.5)}
+    matrix.put("w0", *held["w0"])
     for step in range(400):
-        watcher = f"w{random.randrange(150)}"
-        if random.random() < 0.7:
-            held[watcher] = (unit(random), random.uniform(-1, 1))
+        watcher = f"w{step * 7919 % 150}"
+        if step % 10 < 7:
+            held[watcher] = (unit(f"watch {step}"), step % 21 / 10 - 1)
             matrix.put(watcher, *held[watcher])
         else:
             held.pop(watcher, None)
@@ -35,7 +36,7 @@ def test_it_agrees_with_plain_arithmetic_while_watches_come_and_go() -> None:
         assert len(matrix) == len(held)
         if step % 20:
             continue
-        vectors = [unit(random) for _ in range(3)]
+        vectors = [unit(f"memory {step} {n}") for n in range(3)]
         for vector, found in zip(vectors, matrix.nearest(vectors), strict=True):
             cosines = {name: sum(map(float.__mul__, vector, watched)) for name, (watched, _) in held.items()}
             clear = {name for name, cosine in cosines.items() if abs(cosine - held[name][1]) > 1e-5}
@@ -45,8 +46,7 @@ def test_it_agrees_with_plain_arithmetic_while_watches_come_and_go() -> None:
 
 
 def test_a_text_matches_itself_at_a_threshold_of_one() -> None:
-    random = Random(8)
-    vectors = [unit(random) for _ in range(200)]
+    vectors = [unit(f"text {n}") for n in range(200)]
     matrix = NumpyWatchMatrix(DIMENSION)
     for number, vector in enumerate(vectors):
         matrix.put(str(number), vector, 1.0)
@@ -55,6 +55,6 @@ def test_a_text_matches_itself_at_a_threshold_of_one() -> None:
 
 def test_nothing_is_near_nothing() -> None:
     matrix = NumpyWatchMatrix(DIMENSION)
-    assert matrix.nearest([unit(Random(9))]) == [[]]
+    assert matrix.nearest([unit("x")]) == [[]]
     assert matrix.nearest([]) == []
     matrix.remove("nobody")
