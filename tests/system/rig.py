@@ -97,6 +97,12 @@ class Rig:
         self.client: Client
         self.bus: NatsBus
         self.log: JetStreamLog
+        self.since = 0
+
+    async def for_this_test(self, directory: Path) -> Rig:
+        """Several tests share this swarm: another's events are not this one's, nor its files."""
+        self.directory, self.since = directory, await self.log.last_seq()
+        return self
 
     # --- processes ---
 
@@ -144,9 +150,9 @@ class Rig:
     # --- what is true ---
 
     async def commits(self) -> list[Commit]:
-        """Every readable commit of the log, from its beginning."""
+        """Every readable commit of the log, from its beginning or from where this test began."""
         codec, found = Codec(), list[Commit]()
-        async for records in self.log.scan(0, await self.log.last_seq()):
+        async for records in self.log.scan(self.since, await self.log.last_seq()):
             found += [commit for commit in map(codec.decode, records) if isinstance(commit, Commit)]
         return found
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import operator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import pytest_asyncio
 
 from swarmd.adapters.nats_server import find_nats_server
 from swarmd.core.errors import Rejected
@@ -28,11 +30,33 @@ WAIT_MS = 30_000
 AGENTS = ("--agents", "tests.system.wait_agents")
 
 
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    async with a_rig(tmp_path, "orchestrator") as running:
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@asynccontextmanager
+async def a_waiting_rig(directory: Path) -> AsyncIterator[Rig]:
+    async with a_rig(directory, "orchestrator") as running:
         await running.worker("w1", *AGENTS)
         await running.wait_members(1)
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+    async with a_waiting_rig(tmp_path_factory.mktemp("waits")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def rig(shared: Rig, tmp_path: Path) -> Rig:
+    """The swarm of those who kill nobody; it knows nothing of what was before."""
+    return await shared.for_this_test(tmp_path)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def own(tmp_path: Path) -> AsyncIterator[Rig]:
+    """A swarm that may be killed, or whose status is looked at."""
+    async with a_waiting_rig(tmp_path) as running:
         yield running
 
 
@@ -47,24 +71,24 @@ async def open_request(rig: Rig, **query: Any) -> dict[str, Any]:
     return found
 
 
-async def test_a_person_answers_a_task_that_sleeps_and_whose_worker_is_gone(rig: Rig) -> None:
-    task = (await rig.client.submit("asker", {"ledger": rig.ledger, "how": {"to": "ops"}})).task
-    request = await open_request(rig, to="ops")
+async def test_a_person_answers_a_task_that_sleeps_and_whose_worker_is_gone(own: Rig) -> None:
+    task = (await own.client.submit("asker", {"ledger": own.ledger, "how": {"to": "ops"}})).task
+    request = await open_request(own, to="ops")
     assert (request["task"], request["kind"], request["prompt"]) == (task, "question", "How old?")
-    await rig.wait_events(Suspended, 1, task)
-    await rig.processes[1].kill()
-    wrong = await rig.ask("answer", {"id": request["id"], "value": {"age": "old"}, "by": "ada"})
+    await own.wait_events(Suspended, 1, task)
+    await own.processes[1].kill()
+    wrong = await own.ask("answer", {"id": request["id"], "value": {"age": "old"}, "by": "ada"})
     assert wrong["error"]["code"] == "invalid_answer"
     assert "$.age: must be an integer" in wrong["error"]["message"]
-    assert await rig.ask("answer", {"id": request["id"], "value": {"age": 36}, "by": "ada"}) == {"task": task}
-    late = await rig.ask("answer", {"id": request["id"], "value": {"age": 1}, "by": "bob"})
+    assert await own.ask("answer", {"id": request["id"], "value": {"age": 36}, "by": "ada"}) == {"task": task}
+    late = await own.ask("answer", {"id": request["id"], "value": {"age": 1}, "by": "bob"})
     assert late["error"]["code"] == "closed"
     assert "ada answered" in late["error"]["message"]
-    assert (await rig.ask("inbox"))["requests"] == []
-    await rig.worker("w2", *AGENTS)
-    assert await rig.client.result(task, WAIT_MS) == {"value": {"age": 36}, "by": "ada", "timed_out": False}
-    assert rig.noted() == [f"{task} asks"]
-    (resolved,) = await rig.events(Resolved, task)
+    assert (await own.ask("inbox"))["requests"] == []
+    await own.worker("w2", *AGENTS)
+    assert await own.client.result(task, WAIT_MS) == {"value": {"age": 36}, "by": "ada", "timed_out": False}
+    assert own.noted() == [f"{task} asks"]
+    (resolved,) = await own.events(Resolved, task)
     assert resolved.data.by == "ada"  # type: ignore[attr-defined]
 
 
@@ -133,15 +157,15 @@ async def test_an_approval_is_bound_to_its_arguments(rig: Rig) -> None:
     assert await rig.client.result(task, WAIT_MS) == {"decision": "edit", "arguments": {"sum": 2}, "reason": ""}
 
 
-async def test_a_sleep_outlives_every_process(rig: Rig) -> None:
-    task = (await rig.client.submit("sleeper", {"s": 2, "ledger": rig.ledger})).task
-    await rig.wait_events(Suspended, 1, task)
-    await rig.kill_all()
-    await rig.server.start()
-    await rig.orchestrator("o2")
-    await rig.worker("w2", *AGENTS)
-    assert await rig.client.result(task, WAIT_MS) == "slept"
-    assert rig.noted() == [f"{task} before", f"{task} after"]
+async def test_a_sleep_outlives_every_process(own: Rig) -> None:
+    task = (await own.client.submit("sleeper", {"s": 2, "ledger": own.ledger})).task
+    await own.wait_events(Suspended, 1, task)
+    await own.kill_all()
+    await own.server.start()
+    await own.orchestrator("o2")
+    await own.worker("w2", *AGENTS)
+    assert await own.client.result(task, WAIT_MS) == "slept"
+    assert own.noted() == [f"{task} before", f"{task} after"]
 
 
 async def test_events_reach_everyone_or_one_and_those_who_ask_for_earlier_ones(rig: Rig) -> None:
@@ -184,24 +208,24 @@ async def test_the_first_child_wins_and_the_others_are_cancelled(rig: Rig) -> No
     assert await rig.client.result(task, WAIT_MS) == {"first": "chosen", "others": ["cancelled", "cancelled"]}
 
 
-async def test_instructions_and_pauses_reach_a_running_task_between_its_steps(rig: Rig) -> None:
-    gate = rig.gate("g")
-    task = (await rig.client.submit("obedient", {"steps": 3, "gate": gate})).task
-    await until(lambda: rig.status())
-    await rig.wait_status(lambda s: s.tasks == {"assigned": 1})
-    await rig.ask("tell", {"task": task, "text": "look left", "by": "ada"})
-    rig.open_gate("g-0")
-    await rig.wait_events(Stepped, 2, task)
-    await rig.ask("pause", {"task": task, "reason": "lunch"})
-    await rig.wait_events(Paused, 1, task)
-    rig.open_gate("g-1")
-    await rig.wait_status(lambda s: s.tasks == {"paused": 1})
-    rig.open_gate("g-2")
-    await rig.ask("tell", {"task": task, "text": "look right"})
-    assert (await rig.ask("status", {"task": task}))["waiting_for"].startswith("being resumed")
-    await rig.ask("resume", {"task": task})
-    heard = await rig.client.result(task, WAIT_MS)
+async def test_instructions_and_pauses_reach_a_running_task_between_its_steps(own: Rig) -> None:
+    gate = own.gate("g")
+    task = (await own.client.submit("obedient", {"steps": 3, "gate": gate})).task
+    await until(lambda: own.status())
+    await own.wait_status(lambda s: s.tasks == {"assigned": 1})
+    await own.ask("tell", {"task": task, "text": "look left", "by": "ada"})
+    own.open_gate("g-0")
+    await own.wait_events(Stepped, 2, task)
+    await own.ask("pause", {"task": task, "reason": "lunch"})
+    await own.wait_events(Paused, 1, task)
+    own.open_gate("g-1")
+    await own.wait_status(lambda s: s.tasks == {"paused": 1})
+    own.open_gate("g-2")
+    await own.ask("tell", {"task": task, "text": "look right"})
+    assert (await own.ask("status", {"task": task}))["waiting_for"].startswith("being resumed")
+    await own.ask("resume", {"task": task})
+    heard = await own.client.result(task, WAIT_MS)
     assert functools.reduce(operator.iadd, heard, []) == ["look left", "look right"]
     assert heard[2] == ["look right"]
-    again = await rig.ask("resume", {"task": task})
+    again = await own.ask("resume", {"task": task})
     assert again["error"]["code"] == "finished"
