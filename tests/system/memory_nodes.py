@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from swarmd.core.memory_fold import MemoryState
+    from swarmd.ports import Stored
 
 T = TypeVar("T")
 MEMORY = "shared"
@@ -49,8 +50,23 @@ class Clock(SystemClock):
         return super().now_ms() + self.ahead_ms
 
 
+class Log(FakeLog):
+    """A log that knows when each commit was stored."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    async def append(self, subject: str, payload: bytes, message_id: str, seen: int) -> Stored:
+        stored = await super().append(subject, payload, message_id, seen)
+        if not stored.duplicate:
+            (record,) = [record for record in self._records[-1:] if record.seq == stored.seq]
+            record.at_ms = self._clock.now_ms()
+        return stored
+
+
 class Held:
-    """A lease that is held by whom a test says; `honest` nodes may not know yet that they lost it."""
+    """A lease that several share; a `deluded` holder does not know yet that it lost it."""
 
     def __init__(self, board: list[str], name: str) -> None:
         self._board, self._name = board, name
@@ -96,14 +112,17 @@ class World:
 
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self.group = group
-        self.log, self.bus, self.clock = FakeLog(), FakeBus(), Clock()
+        self.bus, self.clock = FakeBus(), Clock()
+        self.log = Log(self.clock)
         self.disk = FakeDisk()
         self.stores = FakeVectorStores(self.disk)
         self.board: list[str] = []
         self._names = count(1)
         self.nodes: list[Running] = []
 
-    async def node(self, *, is_leading: bool = True, is_warm: bool = False) -> Running:
+    async def node(
+        self, *, is_leading: bool = True, is_warm: bool = False, stores: FakeVectorStores | None = None
+    ) -> Running:
         """Another node; it leads unless there is one."""
         name = f"m{next(self._names)}"
         lease, telemetry = Held(self.board, name), Telemetry("memory", "")
@@ -112,7 +131,7 @@ class World:
             log=self.log,
             bus=self.bus,
             lease=lease,
-            stores=self.stores,
+            stores=stores or self.stores,
             embeddings=lambda spec, dimension: CachedEmbedder(HashEmbedder(DIMENSION), self.clock),
             spec="hash:64",
             matrix=NumpyWatchMatrix,
@@ -131,7 +150,11 @@ class World:
                 running.task.result()
         return running
 
-    async def ask(self, verb: str, body: Any = None, answer: type[T] = RememberReply, **who: Any) -> T:  # type: ignore[assignment]
+    async def tell(self, verb: str, body: Any, **who: Any) -> RememberReply:
+        """Ask for a change."""
+        return await self.ask(verb, body, RememberReply, **who)
+
+    async def ask(self, verb: str, body: Any, answer: type[T], **who: Any) -> T:
         """Ask as a client, as a member of `swarm`, or as `admin`."""
         swarm, admin = who.get("swarm", ""), who.get("admin", False)
         subject = subjects.memory_verb(MEMORY, verb)

@@ -17,9 +17,9 @@ from tests.system.memory_nodes import World, a_world, code
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-MAIN = {"swarm": "main"}
-OTHER = {"swarm": "other"}
-ADMIN = {"admin": True}
+MAIN: dict[str, Any] = {"swarm": "main"}
+OTHER: dict[str, Any] = {"swarm": "other"}
+ADMIN: dict[str, Any] = {"admin": True}
 
 
 @pytest.fixture
@@ -80,32 +80,32 @@ async def test_many_are_each_accepted_or_refused(world: World) -> None:
 async def test_an_update_is_a_whole_new_version_made_of_the_present_one(world: World) -> None:
     seq = await world.kept("old", MAIN, id="a", author="desk", labels={"k": "v"}, payload={"n": 1}, source="s")
     asked: dict[str, Any] = {"id": "a", "text": "new words", "agent": "desk"}
-    updated = await world.ask("update", asked, **MAIN)
+    updated = await world.tell("update", asked, **MAIN)
     assert updated.seq > seq
     (held,) = (await world.get("a")).memories
     assert (held.text, held.labels, held.source, held.seq) == ("new words", {"k": "v"}, "s", updated.seq)
     assert bytes(held.payload) == b'{"n":1}'  # type: ignore[arg-type]
     assert held.author == "desk"
-    assert await world.ask("update", asked, **MAIN) == updated  # once more, after a crash
+    assert await world.tell("update", asked, **MAIN) == updated  # once more, after a crash
     assert await world.recall("new words") == ["a"]
     stale = await world.refused("update", {**asked, "text": "newer", "if_seq": seq}, **MAIN)
     assert (stale.code, str(updated.seq) in stale.message) == ("stale_update", True)
-    last = await world.ask("update", {**asked, "labels": {}, "if_seq": updated.seq}, **MAIN)
+    last = await world.tell("update", {**asked, "labels": {}, "if_seq": updated.seq}, **MAIN)
     (held,) = (await world.get("a")).memories
     assert (held.labels, held.seq, held.text) == ({}, last.seq, "new words")
     assert (await world.refused("update", {"id": "nothing", "agent": "desk"}, **MAIN)).code == "unknown_memory"
-    await world.ask("forget", {"id": "a"}, **ADMIN)
+    await world.tell("forget", {"id": "a"}, **ADMIN)
     assert (await world.refused("update", asked, **MAIN)).code == "forgotten"
 
 
 async def test_of_updates_at_once_that_name_a_version_one_wins(world: World) -> None:
     seq = await world.kept("old", MAIN, id="a", author="desk")
     asked = [{"id": "a", "text": f"new {n}", "agent": "desk", "if_seq": seq} for n in range(10)]
-    replies = await asyncio.gather(*(world.ask("update", body, **MAIN) for body in asked))
+    replies = await asyncio.gather(*(world.tell("update", body, **MAIN) for body in asked))
     assert sorted(code(reply) for reply in replies) == [""] + ["stale_update"] * 9
     for body in asked:
         body["if_seq"] = 0
-    replies = await asyncio.gather(*(world.ask("update", body, **MAIN) for body in asked))
+    replies = await asyncio.gather(*(world.tell("update", body, **MAIN) for body in asked))
     assert {code(reply) for reply in replies} == {""}
     assert len(world.nodes[0].state.known["a"].updates or ()) >= 10
 
@@ -113,9 +113,9 @@ async def test_of_updates_at_once_that_name_a_version_one_wins(world: World) -> 
 async def test_what_is_dropped_is_not_recalled(world: World) -> None:
     for name in ("a", "b", "c"):
         await world.kept(f"a fact about {name}", id=name)
-    gone = await world.ask("forget", {"id": "a"}, **ADMIN)
+    gone = await world.tell("forget", {"id": "a"}, **ADMIN)
     assert gone.seq > 0
-    assert await world.ask("forget", {"id": "a"}, **ADMIN) == gone
+    assert await world.tell("forget", {"id": "a"}, **ADMIN) == gone
     assert (await world.revoke(id="b", reason="poison")).count == 1
     assert await world.recall("a fact") == ["c"]
     assert code(await world.remember("a fact about a", id="a")) == "forgotten"
@@ -177,10 +177,10 @@ async def test_a_memory_is_dropped_and_changed_by_its_author(world: World) -> No
         assert (await world.refused("update", {"id": "a", "text": "mine", **by}, **who)).code == "not_allowed"
     hidden = await world.refused("forget", {"id": "s", "agent": "desk"}, **OTHER)
     assert hidden.code == "unknown_memory"  # not even that it is there
-    assert code(await world.ask("forget", {"id": "a", "agent": "desk"}, **MAIN)) == ""
-    assert code(await world.ask("forget", {"id": "b", "task": "t1"}, **MAIN)) == ""
-    assert code(await world.ask("forget", {"id": "c"}, **ADMIN)) == ""
-    assert code(await world.ask("update", {"id": "s", "text": "by all of it", "agent": "lamp"}, **MAIN)) == ""
+    assert code(await world.tell("forget", {"id": "a", "agent": "desk"}, **MAIN)) == ""
+    assert code(await world.tell("forget", {"id": "b", "task": "t1"}, **MAIN)) == ""
+    assert code(await world.tell("forget", {"id": "c"}, **ADMIN)) == ""
+    assert code(await world.tell("update", {"id": "s", "text": "by all of it", "agent": "lamp"}, **MAIN)) == ""
 
 
 async def test_only_admins_say_of_which_swarm_a_memory_is(world: World) -> None:
@@ -220,8 +220,8 @@ async def test_an_export_is_all_that_is_there_and_enough_to_remember_it_again(wo
     await world.kept("two", id="b", vector=vector)
     await world.kept("three", id="c")
     await world.kept("four", id="d")
-    await world.ask("forget", {"id": "c"}, **ADMIN)
-    await world.ask("update", {"id": "a", "text": "one more"}, **ADMIN)
+    await world.tell("forget", {"id": "c"}, **ADMIN)
+    await world.tell("update", {"id": "a", "text": "one more"}, **ADMIN)
     page = await world.ask("export", {"max": 2}, ExportReply, **ADMIN)
     rest = await world.ask("export", {"max": 2, "after": page.next}, ExportReply, **ADMIN)
     found = {one.id: one for one in [*page.memories, *rest.memories]}
@@ -275,7 +275,7 @@ async def test_a_vector_of_ones_own_is_kept_and_compared(world: World) -> None:
 
 async def test_who_was_shown_what_is_in_the_log(world: World) -> None:
     await world.kept("bread is baked", MAIN, id="a")
-    task = {"agent": "desk", "task": "t9", "step": "recall:1"}
+    task: dict[str, Any] = {"agent": "desk", "task": "t9", "step": "recall:1"}
     assert await world.recall("bread", MAIN, **task) == ["a"]
     state = world.nodes[0].state
     assert list(state.known["a"].readers or ()) == ["main/t9"]
@@ -303,7 +303,7 @@ async def test_expired_memories_are_not_shown_and_soon_dropped(world: World) -> 
     await world.kept("brief", id="a", expires_at_ms=now + 60_000)
     await world.kept("longer", MAIN, id="b", author="desk", expires_at_ms=now + 60_000)
     await world.kept("for ever", id="c")
-    await world.ask("update", {"id": "b", "expires_at_ms": now + 9_000_000, "agent": "desk"}, **MAIN)
+    await world.tell("update", {"id": "b", "expires_at_ms": now + 9_000_000, "agent": "desk"}, **MAIN)
     assert set(await world.recall("brief")) == {"a", "b", "c"}
     world.clock.ahead_ms = 61_000
     assert set(await world.recall("brief", at_least_seq=0)) == {"b", "c"}
