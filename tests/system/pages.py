@@ -22,8 +22,8 @@ DOCS = ROOT / "docs"
 COMMAND_S = 60
 #: What asks a running swarm and does no more: it loads no agents and needs no process of its own.
 ASKING = frozenset(
-    "agents cancel feedback inbox log members memory pause redrive replay result resume schedule signal status submit tasks "
-    "tell verify watch".split()
+    "agents cancel feedback inbox log members memory pause redrive replay result resume schedule signal status "
+    "submit tasks tell verify watch".split()
 )
 
 
