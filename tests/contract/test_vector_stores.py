@@ -581,3 +581,14 @@ async def test_concurrent_searches_and_applies(store: Store) -> None:
     answers = await asyncio.gather(*(write(batch) for batch in range(5, 25)))
     assert [ids(hits) for hits in answers] == [[f"{batch}-3"] for batch in range(5, 25)]
     assert await store.count() == 204
+
+
+async def test_closing_amid_searches_answers_or_says_so(stores: Stores, store: Store) -> None:
+    await store.apply(rows(*ALL), [], 4)
+    for _ in range(3):
+        searches = [recall(store, memory.text, k=1) for memory in ALL * 2]
+        *answers, _ = await asyncio.gather(*searches, store.count(), store.close(), return_exceptions=True)
+        for answer in answers:
+            assert isinstance(answer, list | int) or (isinstance(answer, Fault) and answer.code.startswith("memory_"))
+        await store.open()
+    assert await recall(store, "lease", k=1) == ["lease"]

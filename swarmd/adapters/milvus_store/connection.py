@@ -35,6 +35,8 @@ _GRPC: Final = {
     "grpc.use_local_subchannel_pool": 1,
     "grpc.min_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 1000,
+    # pymilvus pings an idle connection each 10 s; servers of grpc call that too much, and hang up.
+    "grpc.keepalive_time_ms": 300_000,
 }
 
 
@@ -52,13 +54,16 @@ class Place(Struct, frozen=True):
 
 
 class Connection:
-    """A client of a `Place`, opened by its first request; loads `collection` again where a server has lost that."""
+    """A client of a `Place`, made by the first request; loads `collection` again where a server has lost that."""
 
     def __init__(self, place: Place, collection: str) -> None:
         self.place = place
         self.collection = collection
+        self.loads = 0
+        """How often a server was found without the collection in its memory: it was restarted since."""
         self._client: Any = None
-        self._lock = threading.Lock()
+        self._is_closed = False
+        self._lock = threading.RLock()
 
     def call(self, request: Callable[[Any], Result]) -> Result:
         """One request; a collection that a restarted server has not loaded is loaded, and the request repeated once.
@@ -70,11 +75,17 @@ class Connection:
         except _NotLoaded:
             with self._lock:
                 self._once(lambda client: client.load_collection(self.collection, timeout=TIMEOUT_S))
+                self.loads += 1
             return self._once(request)
 
+    def open(self) -> None:
+        """Let requests pass, after a `close`."""
+        self._is_closed = False
+
     def close(self) -> None:
-        """Idempotent; another request connects anew."""
+        """Idempotent; later requests, and those under way, raise `Fault("memory_closed")`."""
         with self._lock:
+            self._is_closed = True
             client, self._client = self._client, None
         if client is not None:
             client.close()
@@ -85,15 +96,18 @@ class Connection:
         from pymilvus import MilvusClient, MilvusException
 
         try:
-            client = self._client
-            if client is None:
-                client = self._client = MilvusClient(
-                    uri=self.place.uri,
-                    token=self.place.token,
-                    timeout=CONNECT_S,
-                    dedicated=True,
-                    grpc_options=_GRPC,
-                )
+            with self._lock:
+                if self._is_closed:
+                    raise Fault("memory_closed", "the memory store is not open")
+                if self._client is None:
+                    self._client = MilvusClient(
+                        uri=self.place.uri,
+                        token=self.place.token,
+                        timeout=CONNECT_S,
+                        dedicated=True,
+                        grpc_options=_GRPC,
+                    )
+                client = self._client
             return request(client)
         except MilvusException as error:
             if error.code == _NOT_LOADED:
@@ -103,6 +117,10 @@ class Connection:
             raise self._failed(error.message, error) from error
         except grpc.RpcError as error:
             raise self._failed(str(error), error) from error
+        except ValueError as error:  # what grpc raises for a closed channel
+            if not self._is_closed:
+                raise
+            raise Fault("memory_closed", "the memory store was closed meanwhile") from error
 
     def _failed(self, why: str, error: Exception) -> Fault:
         directory = self.place.directory

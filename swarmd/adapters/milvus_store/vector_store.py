@@ -124,7 +124,12 @@ class MilvusVectorStore:
         for query in queries:
             check_vector_query(query, self.pin)
         self._check_open()
-        return await self._searches.ask(queries)
+        loads = self._connection.loads
+        hits = await self._searches.ask(queries)
+        if self._connection.loads > loads:  # a restarted server reads what was not flushed from its log, row by row
+            self.unflushed += 1
+            self._flush_when_quiet()
+        return hits
 
     async def held(self) -> AsyncIterator[list[HeldRow]]:
         """Every memory in pages of about `ROWS_PER_PAGE`, in no order."""
@@ -178,6 +183,7 @@ class MilvusVectorStore:
     def _open(self) -> int:
         self._disconnect()
         self._is_open = False
+        self._connection.open()
         self._connection.call(self._create_or_load)
         claim = self._read_claim()
         if claim is None:  # new, or created by a process that was killed before this
@@ -247,6 +253,7 @@ class MilvusVectorStore:
             self.recall.was_asked = False
 
     def _drop(self) -> None:
+        self._connection.open()
         self._connection.call(lambda client: client.drop_collection(self.collection, timeout=TIMEOUT_S))
         self._words.clear()
         self._disconnect()
