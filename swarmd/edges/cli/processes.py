@@ -42,6 +42,8 @@ def add(commands: flags.Commands, argv: Sequence[str]) -> None:
     _extend(loads, "swarmd.edges.bench_load", "bench" in argv and "load" in argv)
     scale = bench.add("scale", _run_module, "measure a hive of thousands of nodes", "swarmd bench scale --json")
     _extend(scale, "swarmd.edges.bench_scale", "bench" in argv and "scale" in argv)
+    memories = bench.add("memory", _run_module, "measure a shared memory", "swarmd bench memory --rows 20000 --json")
+    _extend(memories, "swarmd.edges.bench_memory", "bench" in argv and "memory" in argv)
     found = bench.add("retrieval", _run_module, "measure what a recall finds", "swarmd bench retrieval --json")
     _extend(found, "swarmd.edges.bench_retrieval", "bench" in argv and "retrieval" in argv)
     models = bench.add("model", _run_module, "measure a model", "swarmd bench model --model openai:gpt-4o-mini --json")
@@ -59,7 +61,6 @@ def _add_run(commands: flags.Commands) -> None:
     run.add_argument("--label", action="append", default=None, metavar="KEY=VALUE", help="of its members; repeatable")
     run.add_argument("--child", default="", metavar="SWARM", help="delegate: the child swarm that it speaks for")
     run.add_argument("--memory", default=None, metavar="NAME", help="the shared memory (default: shared)")
-    run.add_argument("--rebuild", action="store_true", help="memory: drop the store and fill it from the log")
     run.add_argument("--metrics-port", type=int, default=0, help="of /metrics and /readyz (default: any free one)")
     run.add_argument("--web-port", type=int, default=None, help="web: of the page (default: 9465; 0: any free one)")
     run.add_argument("--replies-prefixed", action=argparse.BooleanOptionalAction, default=None,
