@@ -7,11 +7,13 @@ Must not know: stores, memories, who asks.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from swarmd.adapters.bert_embedder import BertEmbedder
+from swarmd.adapters.hash_batches import HashBatches
 from swarmd.adapters.models import open_embedder
 from swarmd.cached_embedder import CachedEmbedder, EmbedLimits
 from swarmd.core.errors import Rejected
@@ -56,7 +58,7 @@ def blocking_embedder(spec: str, settings: Settings, dimension: int = 0) -> Embe
     spec = spec or configured
     kind, colon, rest = spec.partition(":")
     if kind == "hash" and not colon:
-        return HashEmbedder()
+        return HashEmbedder(dimension) if dimension else HashEmbedder()
     if not rest or not kind or rest != rest.strip():
         raise Rejected("bad_embedder", f"an embedder is {FORMS}, not {spec!r}")
     if kind == "hash":
@@ -71,4 +73,10 @@ def blocking_embedder(spec: str, settings: Settings, dimension: int = 0) -> Embe
 def _hash(number: str) -> Embedder:
     if not (number.isascii() and number.isdigit() and len(number) <= 6):
         raise Rejected("bad_embedder", f"hash:DIMENSION takes a number, such as hash:384, not {number!r}")
-    return HashEmbedder(int(number))
+    return _hash_embedder(int(number))
+
+
+def _hash_embedder(dimension: int) -> Embedder:
+    """In batches where numpy is there; the vectors are the same."""
+    is_there = importlib.util.find_spec("numpy") is not None
+    return HashBatches(dimension) if is_there else HashEmbedder(dimension)

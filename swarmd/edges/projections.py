@@ -26,6 +26,7 @@ from swarmd.adapters.streams import ensure_stream, memory_streams, stream_state
 from swarmd.adapters.watch_matrix import NumpyWatchMatrix
 from swarmd.config import Settings
 from swarmd.core import subjects
+from swarmd.core.errors import Fault
 from swarmd.edges.embeddings import embedder_of
 from swarmd.edges.wiring import CLOCK, ENTROPY, Wire, connected, live, new_boot
 from swarmd.ports import Embeddings, Pin
@@ -148,10 +149,23 @@ async def run_memory(
                     await serve_memory(wire, options, stores, telemetry, (stop, ready))
                 except Rewound as error:
                     log.error("%s: the memory node starts anew", error)
-                    for name in await stores.names():
-                        await stores.store(name, _ANY).drop()
+                    await _forget(stores, stop)
                 finally:
                     await stores.close()
+
+
+async def _forget(stores: VectorStores, stop: asyncio.Event) -> None:
+    """Remove stores of a log that is gone, before anything is served from them: as soon as they can be reached."""
+    while not stop.is_set():
+        try:
+            for name in await stores.names():
+                store = stores.store(name, _ANY)
+                await store.drop()
+                await store.close()
+            return
+        except Fault as error:
+            log.warning("stores of a log that is gone: %s; trying again", error)
+            await CLOCK.sleep(1_000)
 
 
 async def serve_memory(

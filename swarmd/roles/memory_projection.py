@@ -349,7 +349,11 @@ class Projection:
                     await self.log.until(lambda: self.feed is not None)
             except TimeoutError:
                 raise Fault("memory_behind", self.trouble) from None
-        return await vectors_of(self._vectors().embeddings, texts)
+        while True:
+            feed = self.feed
+            found = await vectors_of(self._vectors().embeddings, texts)
+            if self.feed is feed or self.feed is None:
+                return found
 
     async def search(
         self, query: VectorQuery, as_of: int = 0, at_least_seq: int = 0, pin: Pin | None = None
