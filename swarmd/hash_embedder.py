@@ -1,8 +1,8 @@
 """An embedder that needs no model: signed feature hashing of stems, their character n-grams and groups of synonyms.
 
 Job: give similar texts near vectors, offline, the same in every process and on every machine.
-Invariants: unit length, deterministic (a keyed hash of the features, never `hash()`), pure Python: numpy would save
-little here, since most of the time goes into finding the features, and it would weigh on the base install.
+Invariants: unit length, deterministic (a keyed hash of the features, never `hash()`), pure Python, since numpy would
+weigh on the base install: where it is there, `adapters/hash_batches.py` makes the same vectors from the same features.
 Limits: it knows spelling, and of meaning what `synonyms.py` says: "deploy" is like "deployment" and a little like
 "release"; what no group names is a stranger. `swarmd bench retrieval` measures what that is worth.
 Must not know: stores, logs, or what the vectors are for.
@@ -59,12 +59,11 @@ class HashEmbedder:
         return [self._embed(text) for text in texts]
 
     def _embed(self, text: str) -> list[float]:
-        # A text of stop words alone still has words; a text of signs alone is one word to us.
-        terms = Counter(stems(text) or words(text) or [text.strip()])
+        terms = Counter(terms_of(text))
         counts: dict[_Places, int] = {}
         weights: dict[_Places, float] = {}
         for term, count in terms.items():
-            for places, weight in _features(term, self.dimension):
+            for places, weight in features_of(term, self.dimension):
                 if places not in counts:
                     counts[places], weights[places] = count, weight
                 else:
@@ -83,9 +82,17 @@ class HashEmbedder:
         return [x / norm for x in vector]
 
 
+def terms_of(text: str) -> list[str]:
+    """What of a text counts. One of stop words alone still has words; one of signs alone is one word to us."""
+    return stems(text) or words(text) or [text.strip()]
+
+
 @lru_cache(maxsize=_WORDS_CACHED)
-def _features(term: str, dimension: int) -> tuple[tuple[_Places, float], ...]:
-    """Where a term counts, and with what weight: itself, its n-grams, its groups."""
+def features_of(term: str, dimension: int) -> tuple[tuple[_Places, float], ...]:
+    """Where a term counts, and with what weight: itself, its n-grams, its groups. Of places that meet, the more
+
+    weight holds, and their counts add up.
+    """
     return tuple(_found(term, dimension))
 
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec import Struct
 
+from swarmd.adapters.hash_batches import HashBatches
 from swarmd.core.memory import SHARED
 from swarmd.core.memory_wire import RememberRequest
 from swarmd.edges.simulate.chance import Chance
-from swarmd.hash_embedder import HashEmbedder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,6 +41,7 @@ _CODAS: Final = ("", "", "", *"nrlt", "nd", "st")
 _ENDINGS: Final = ("", "", "", "", "s", "ed", "ing", "er", "ly", "ion")
 #: Frequent words are short (the law of brevity): so many of them have no more than two syllables.
 _SHORT: Final = 5_000
+_EMBEDDER: Final = HashBatches(DIMENSION)
 #: Of ten memories seven are for everybody; the others for a swarm, an agent, and a task.
 _SPACES: Final = (SHARED,) * 7 + ("swarm", "agent", "task")
 
@@ -116,7 +117,7 @@ def is_shared(number: int) -> bool:
 
 def vectors_of(texts: Sequence[str]) -> list[array[float]]:
     """As the memory node makes them; blocks."""
-    return [array("f", vector) for vector in HashEmbedder(DIMENSION).embed(texts)]
+    return [array("f", vector) for vector in _EMBEDDER.embed(texts)]
 
 
 def lines(memories: Iterable[RememberRequest]) -> bytes:

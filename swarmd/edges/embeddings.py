@@ -19,7 +19,7 @@ from swarmd.cached_embedder import CachedEmbedder, EmbedLimits
 from swarmd.core.errors import Rejected
 from swarmd.core.model_limits import Rate
 from swarmd.edges.settings import model_settings
-from swarmd.hash_embedder import HashEmbedder
+from swarmd.hash_embedder import DIMENSION, HashEmbedder
 
 if TYPE_CHECKING:
     from swarmd.config import Settings
@@ -58,7 +58,7 @@ def blocking_embedder(spec: str, settings: Settings, dimension: int = 0) -> Embe
     spec = spec or configured
     kind, colon, rest = spec.partition(":")
     if kind == "hash" and not colon:
-        return HashEmbedder(dimension) if dimension else HashEmbedder()
+        return _hash_embedder(dimension or DIMENSION)
     if not rest or not kind or rest != rest.strip():
         raise Rejected("bad_embedder", f"an embedder is {FORMS}, not {spec!r}")
     if kind == "hash":
