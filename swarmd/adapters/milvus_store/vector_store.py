@@ -69,7 +69,7 @@ class MilvusVectorStore:
         else:
             self._words = LocalWords(place.directory / "words" / f"{self.collection}.db")
         self.recall = Recall(self._connection, self._words)
-        self._has_words_column = place.directory is None
+        self._is_embedded = place.directory is not None
         self._claim = schema.Claim(0, pin.embedder, pin.dimension)
         self._is_open = False
         self._is_unsure = True
@@ -94,21 +94,20 @@ class MilvusVectorStore:
     async def apply(self, rows: Sequence[Row], forgotten: Sequence[str], upto: int, *, fresh: bool = False) -> None:
         """Upsert, then delete (an id in both is gone), then record the sequence; idempotent; never claims too much.
 
-        The last of several rows with one id wins. `fresh` rows are inserted, unless an earlier apply failed
-        half-way. Raises `Rejected` before anything is written when a row is over the limits of `swarmd.passages`, else
-        `Fault`; after a `Fault`, apply the same again.
+        The last of several rows with one id wins. `fresh` rows are inserted into an embedded Milvus, unless an earlier
+        apply failed half-way. Raises `Rejected` before anything is written when a row is over the limits of
+        `swarmd.passages`, else `Fault`; after a `Fault`, apply the same again.
         """
         self._check_open()
         gone = set(forgotten)
         latest = [row for row in {row.memory.id: row for row in rows}.values() if row.memory.id not in gone]
         parts = [latest[at : at + ROWS_PER_WRITE] for at in range(0, len(latest), ROWS_PER_WRITE)]
-        for row in latest:
-            check_memory(row.memory)
-            check_vector(row.vector, self.pin.dimension)
+        await asyncio.to_thread(self._check_rows, latest)
         # The next part is made ready while Milvus takes this one, also that of a next call.
         ready = await asyncio.to_thread(self._prepare, parts[0]) if parts else None
         async with self._applying:
-            is_fresh = fresh and not self._is_unsure
+            # A request may be repeated unasked. Lite keeps one row of a key all the same, a server would keep two.
+            is_fresh = fresh and self._is_embedded and not self._is_unsure
             self._is_unsure, was_unsure = True, self._is_unsure
             for part in [*parts[1:], []]:
                 if ready is not None:
@@ -265,7 +264,7 @@ class MilvusVectorStore:
         self._words.close()
 
     def _create_or_load(self, client: Any) -> None:
-        words = self._has_words_column
+        words = not self._is_embedded
         if not client.has_collection(self.collection, timeout=TIMEOUT_S):
             schema.create(client, self.collection, self.pin.dimension, words=words, timeout=TIMEOUT_S)
         schema.index_and_load(client, self.collection, words=words, timeout=TIMEOUT_S)
@@ -279,7 +278,7 @@ class MilvusVectorStore:
         return claim
 
     def _write_claim(self) -> None:
-        row = schema.mark_row(self._claim, words=self._has_words_column)
+        row = schema.mark_row(self._claim, words=not self._is_embedded)
         self._connection.call(lambda client: client.upsert(self.collection, [row], timeout=TIMEOUT_S))
         self.unflushed += 1
 
@@ -306,6 +305,11 @@ class MilvusVectorStore:
         self._words.put([], [], self._claim.seq)
 
     # -- in any thread
+
+    def _check_rows(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            check_memory(row.memory)
+            check_vector(row.vector, self.pin.dimension)
 
     def _prepare(self, part: Sequence[Row]) -> Prepared | None:
         """Rows of Milvus, and what is kept of their words."""
