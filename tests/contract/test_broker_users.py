@@ -188,6 +188,8 @@ DENIED = [
     ("worker", "swarm.elsewhere.log.worker.w"),
     ("worker", "memory.shared.log.memory.w"),
     ("worker", "memory.shared.ctl.revoke"),
+    ("worker", "memory.shared.recall"),
+    ("worker.main", "memory.shared.recall"),
     ("worker", "memory.elsewhere.of.main.recall"),
     ("worker.main", "memory.shared.of.other.recall"),
     ("worker.main", "memory.shared.of.other.get"),
