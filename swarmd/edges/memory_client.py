@@ -188,7 +188,7 @@ class MemoryClient(MemoryLink):
         """
         asked = RevokeRequest(**conditions)
         whole = await self._ask("revoke", asked, RevokeReply)
-        while whole.left:
+        while whole.left and not asked.dry:
             whole = await self._ask("revoke", asked, RevokeReply)
         page = whole
         while page.next:

@@ -66,14 +66,14 @@ def _add_recall(group: flags.Commands) -> None:
 
 
 def _add_update(group: flags.Commands) -> None:
-    example = "swarmd memory update lease-rule 'A lease lasts three seconds'"
-    parser = group.add("update", _update, "let a memory say something else", example)
+    example = "swarmd memory update lease-rule 'A lease lasts three seconds' --data data"
+    parser = group.add("update", _update, "let a memory say something else (admin)", example)
     parser.add_argument("id", metavar="ID")
     parser.add_argument("text", metavar="TEXT", nargs="?", help="its new text, or - for stdin; without one it stays")
     parser.add_argument("--file", metavar="FILE", help="take the text from a file")
     parser.add_argument("--if-seq", type=int, default=0, metavar="SEQ", help="refuse unless this version is current")
     said_of_it(parser)
-    reach(parser)
+    reach(parser, admin=False)
 
 
 # --- remember, update, forget ----------------------------------------------------------------------
@@ -111,7 +111,7 @@ def _update(args: argparse.Namespace) -> int:
         session.tell(reply, f"{reply.id} has a new version, at sequence {reply.seq}")
         return flags.OK
 
-    return asking.ask(args, act)
+    return asking.ask(args, act, admin=True)
 
 
 def _said(args: argparse.Namespace) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def passages_text(passages: Sequence[RecalledPassage]) -> str:
 def match_text(seq: int, passage: RecalledPassage) -> str:
     """A match in one line."""
     head = f"{seq:>6}  {bar(passage.similarity)}  "
-    tail = "  " + fitted(" · ".join(part for part in (passage.id, passage.author) if part), width() // 3)
+    tail = "  " + fitted(" · ".join(part for part in (passage.id, passage.author) if part), max(48, width() // 3))
     return head + fitted(passage.text, width() - len(head) - len(tail)) + tail
 
 
