@@ -182,19 +182,20 @@ class MilvusVectorStore:
     def _open(self) -> int:
         self._disconnect()
         self._is_open = False
-        self._connection.open()
-        self._connection.call(self._create_or_load)
-        claim = self._read_claim()
+        assert self._beside is not None
+        reading = self._beside.submit(self._words.open)  # while Milvus loads its part
+        try:
+            claim = self._load()
+        finally:
+            reading.exception()
+        with_words = reading.result()
         if claim is None:  # new, or created by a process that was killed before this
             self._words.clear()
+            with_words = self._words.open()
             self._claim = schema.Claim(0, self.pin.embedder, self.pin.dimension)
             self._write_claim()
         else:
-            self._check(claim)
             self._claim = claim
-        self.unflushed = 1  # or more: the last process may have been killed
-        self._flush()
-        with_words = self._words.open()
         if with_words == 0 and self._claim.seq:  # their file was lost: the rows are here, and need no vectors
             self._gather_words()
             with_words = self._claim.seq
@@ -205,6 +206,17 @@ class MilvusVectorStore:
         self.recall.warm_up(self.pin.dimension)
         self._is_open = True
         return applied
+
+    def _load(self) -> schema.Claim | None:
+        """Have Milvus ready; what its rows claim, None where nothing does."""
+        self._connection.open()
+        self._connection.call(self._create_or_load)
+        claim = self._read_claim()
+        if claim is not None:
+            self._check(claim)
+        self.unflushed = 1  # or more: the last process may have been killed
+        self._flush()
+        return claim
 
     def _put(self, ready: Prepared, is_fresh: bool) -> None:
         """Rows into Milvus, their words beside it at the same time."""
