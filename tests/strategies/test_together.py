@@ -333,7 +333,7 @@ async def test_another_embedder_and_a_tie() -> None:
 
 async def test_without_a_fallback_nothing_like_it_is_refused() -> None:
     message = await refused(router, {"input": "opening hours on Sunday", "routes": ROUTES}, "no_route")
-    assert "as like it as 0.2, and there is no fallback: billing 0." in message
+    assert "as like it as 0.2, and there is no fallback: billing " in message
 
 
 @pytest.mark.parametrize(
