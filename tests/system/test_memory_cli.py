@@ -202,6 +202,7 @@ async def test_forgetting_is_asked_as_an_admin(typed: Terminal) -> None:
         (["lineage", "x", "--depth", "99"], "--depth 99"),
         (["revoke"], "say what is faulty"),
         (["revoke", "--id", "a", "--author", "b"], "give --id alone"),
+        (["revoke", "--id", "a", "--dry", "--redrive"], "--dry only lists"),
         (["revoke", "--since", "yesterday"], "--since 'yesterday'"),
         (["revoke", "--task", "no task"], "--task"),
         (["rebuild", "--as-of", "0"], "--as-of 0: it takes 1 or more"),

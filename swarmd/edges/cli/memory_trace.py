@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from swarmd.core.memory_wire import Reader, RevokeReply
     from swarmd.edges.cli.session import Session
     from swarmd.edges.memory_client import MemoryClient
+    from swarmd.edges.recalling import Redriven
 
 DEPTH_MAX: Final = 20
 NAMED: Final = 20
@@ -37,6 +38,7 @@ def add(group: flags.Commands) -> None:
     revoke.add_argument("--since", default="", metavar="TIME", help="said in the last 2h, 3d, … or since a time")
     revoke.add_argument("--reason", default="", help="written into the log")
     revoke.add_argument("--dry", action="store_true", help="withdraw nothing, only list")
+    revoke.add_argument("--redrive", action="store_true", help="run every task anew that has read any of it")
     reach(revoke, admin=False)
 
 
@@ -75,11 +77,17 @@ def _revoke(args: argparse.Namespace) -> int:
     conditions = _conditions(args)
 
     async def act(session: Session, client: MemoryClient) -> int:
+        import msgspec
+
         reply = await client.revoke(reason=args.reason, dry=args.dry, **conditions)
         if not session.json:
             _print(reply, args.dry)
-        else:
-            session.tell(reply, "")
+        anew = await _redrive(session, client, reply) if args.redrive else []
+        if session.json:
+            told: dict[str, Any] = msgspec.to_builtins(reply)
+            session.tell(told | ({"redriven": anew} if args.redrive else {}), "")
+        elif anew:
+            _print_anew(anew)
         return flags.OK
 
     return asking.ask(args, act, admin=True)
@@ -103,11 +111,36 @@ def _conditions(args: argparse.Namespace) -> dict[str, Any]:
     if args.task:
         with asking.usage("--task"):
             check_task_id(args.task)
+    if args.dry and args.redrive:
+        raise Rejected("bad_usage", "--dry only lists: give it or --redrive")
     if args.id and given:
         raise Rejected("bad_usage", "give --id alone, or conditions that memories must meet")
     if not args.id and not given:
         raise Rejected("bad_usage", "say what is faulty: --id, --author, --task, --swarm, --space or --since")
     return {"id": args.id} if args.id else given
+
+
+async def _redrive(session: Session, client: MemoryClient, reply: RevokeReply) -> list[Redriven]:
+    """Run the readers anew. Asked again, the first of the memories tells that it is the same revocation."""
+    from swarmd.edges.cli.progress import progress
+    from swarmd.edges.recalling import redrive_readers
+
+    if not reply.readers or not reply.revoked:
+        return []
+    first = reply.revoked[0]
+    (known,) = [one for one in (await client.lineage(first)).memories if one.id == first]
+    with progress("running anew", quiet=session.json) as bar:
+        return await redrive_readers(session.wire.bus, reply.readers, known.gone_seq, bar.at)
+
+
+def _print_anew(anew: list[Redriven]) -> None:
+    from swarmd.edges.cli.session import note, table
+
+    rows = [
+        [one.swarm, one.task, one.new or "-", one.why or ("it was at work" if one.cancelled else "")] for one in anew
+    ]
+    print(table(["swarm", "task", "runs anew as", "note"], rows))
+    note(f"{sum(1 for one in anew if one.new)} of {len(anew)} tasks run anew")
 
 
 def _print(reply: RevokeReply, dry: bool) -> None:
