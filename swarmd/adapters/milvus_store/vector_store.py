@@ -102,10 +102,11 @@ class MilvusVectorStore:
         gone = set(forgotten)
         latest = [row for row in {row.memory.id: row for row in rows}.values() if row.memory.id not in gone]
         parts = [latest[at : at + ROWS_PER_WRITE] for at in range(0, len(latest), ROWS_PER_WRITE)]
-        await asyncio.to_thread(self._check_rows, latest)
-        # The next part is made ready while Milvus takes this one, also that of a next call.
-        ready = await asyncio.to_thread(self._prepare, parts[0]) if parts else None
+        # The next part is made ready while Milvus takes this one, also that of a next call; the order stays.
+        preparing = asyncio.get_running_loop().run_in_executor(None, self._prepare_first, latest, parts)
+        preparing.add_done_callback(lambda done: done.cancelled() or done.exception())  # waited for below, mostly
         async with self._applying:
+            ready = await preparing
             # A request may be repeated unasked. Lite keeps one row of a key all the same, a server would keep two.
             is_fresh = fresh and self._is_embedded and not self._is_unsure
             self._is_unsure, was_unsure = True, self._is_unsure
@@ -318,10 +319,12 @@ class MilvusVectorStore:
 
     # -- in any thread
 
-    def _check_rows(self, rows: Sequence[Row]) -> None:
+    def _prepare_first(self, rows: Sequence[Row], parts: Sequence[Sequence[Row]]) -> Prepared | None:
+        """Check all rows, then make the first part ready."""
         for row in rows:
             check_memory(row.memory)
             check_vector(row.vector, self.pin.dimension)
+        return self._prepare(parts[0]) if parts else None
 
     def _prepare(self, part: Sequence[Row]) -> Prepared | None:
         """Rows of Milvus, and what is kept of their words."""
