@@ -227,7 +227,7 @@ async def fold_upto(log: MemoryLog, upto: int) -> MemoryState:
             memory_fold.apply(past, commit)
             if commit.seq == upto:
                 raise _Reached
-        await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
     try:
         await log.follow(0, on_commits)

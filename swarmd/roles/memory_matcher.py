@@ -68,6 +68,7 @@ class Matcher:
         self._upto = 0
         self._since_mark = 0
         self._marked = 0
+        self._is_matching = False
         self._changed: dict[str, None] = {}
         self._filters: dict[str, tuple[Watched, Any]] = {}
         log.listeners.append(self._note)
@@ -79,6 +80,8 @@ class Matcher:
 
     def _note(self, commit: Commit) -> None:
         """Which watches to look at again before the next version is matched."""
+        if not self._is_matching:
+            return
         for event in commit.events:
             if isinstance(event.data, Watched | Unwatched) and isinstance(event, Event):
                 self._changed[event.subject] = None
@@ -86,7 +89,7 @@ class Matcher:
     async def run(self) -> None:
         """Match until cancelled; with the embedder in service, whichever that is."""
         state = self._log.state
-        self._place, self._upto = (0, 0), 0
+        self._place, self._upto, self._is_matching = (0, 0), 0, False
         async with asyncio.TaskGroup() as group:
             group.create_task(self._sweep())
             while True:
@@ -97,6 +100,7 @@ class Matcher:
                 await self._log.until(lambda feed=feed: not state.watches or self._projection.feed is not feed)  # type: ignore[misc]
                 matching.cancel()
                 await asyncio.wait([matching])
+                self._is_matching = False
 
     async def _match(self, vectors: Vectors) -> None:
         """Match with one embedder, from where matching is on; again after trouble."""
@@ -106,7 +110,7 @@ class Matcher:
                 self._place = state.matched
                 self._upto = max(self._upto, state.matched[0] - 1)
             self._marked, self._since_mark = state.matched[0], 0
-            self._changed = dict.fromkeys(state.watches)
+            self._is_matching, self._changed = True, dict.fromkeys(state.watches)
             matrix = self._new_matrix(vectors.pin.dimension)
 
             async def on_commits(commits: list[Commit | Garbage], matrix: WatchMatrix = matrix) -> None:
@@ -121,9 +125,15 @@ class Matcher:
             await self._clock.sleep(RETRY_MS)
 
     async def _on_commits(self, commits: list[Commit | Garbage], matrix: WatchMatrix, vectors: Vectors) -> None:
-        new = [found for commit in commits if isinstance(commit, Commit) for found in self._versions(commit)]
-        for at in range(0, len(new), SLICE):
-            await self._match_some(new[at : at + SLICE], matrix, vectors)
+        new: list[_New] = []
+        for commit in commits:
+            if isinstance(commit, Commit):
+                new += self._versions(commit)
+            while len(new) >= SLICE:
+                await self._match_some(new[:SLICE], matrix, vectors)
+                del new[:SLICE]
+        if new:
+            await self._match_some(new, matrix, vectors)
         last = commits[-1]
         if isinstance(last, Commit):
             self._place = max(self._place, (last.seq, len(last.events)))

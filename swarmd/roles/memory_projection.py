@@ -135,9 +135,10 @@ class Projection:
             return
 
     async def _first_look(self) -> None:
-        """No number is given twice, or a dying predecessor's last write could land in a store of ours."""
+        """Learn what a predecessor did last. No number is given twice: its last write could be in a store of ours."""
         while True:
             try:
+                await self.log.folded(await self.log.last_seq())
                 names = await self.ports.stores.names()
                 break
             except Fault as error:
