@@ -20,6 +20,8 @@ TIMEOUT_S: Final = 120.0
 TEXT_BYTES_MAX: Final = 65_535
 #: As much as a recalled memory says.
 OUTPUT: Final = ("id", "text", "source", "author", "task", "space", "labels", "seq")
+#: An idle connection is pinged each 10 s otherwise, which servers of grpc call too much: they hang up.
+_QUIET: Final = {"grpc.keepalive_time_ms": 300_000}
 _TEXTS: Final = ("source", "author", "task", "space")
 
 
@@ -29,7 +31,7 @@ class RawMilvus:
     def __init__(self, uri: str) -> None:
         from pymilvus import MilvusClient
 
-        self._client: Any = MilvusClient(uri=uri, timeout=TIMEOUT_S)
+        self._client: Any = MilvusClient(uri=uri, timeout=TIMEOUT_S, grpc_options=_QUIET)
 
     def create(self, name: str, dimension: int, *, words: bool) -> None:
         """A new, loaded collection; one of that name is dropped."""

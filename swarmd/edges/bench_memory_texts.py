@@ -1,7 +1,8 @@
 """Memories for `swarmd bench memory`: as many as wanted, the same ones on every machine.
 
-Words are drawn by Zipf's law: the most frequent ones are those of English that mean nothing, the others are made of
-syllables and endings, so that stemming, trigrams and posting lists have the work that they have with real texts.
+Words are drawn by Zipf's law, as bent as it is in large collections (Ferrer i Cancho and Solé, "Two regimes in the
+frequency of words", 2001). The most frequent ones are those of English that mean nothing, the others are made of
+syllables and endings, so that stemming, n-grams and posting lists have the work that they have with real texts.
 Authors, tasks, labels and spaces are spread over the memories as in a busy swarm. Must not know who stores them.
 """
 
@@ -28,6 +29,8 @@ AGENTS, TASKS, PROJECTS = 50, 1_000, 20
 QUERY_WORDS: Final = 8
 
 _VOCABULARY: Final = 50_000
+#: Frequencies fall as 1 / rank up to this rank, and as 1 / rank² beyond.
+_BEND: Final = 6_000
 #: Words are drawn from so many slots, of which each word has its share: two draws take 40 of 53 random bits.
 _SLOT_BITS: Final = 20
 _FREQUENT: Final = (
@@ -137,11 +140,11 @@ def _words() -> list[str]:
 
 
 def _slots(words: list[str]) -> list[str]:
-    """Each word as often as its frequency says, 1 / rank, and at least once."""
+    """Each word as often as its frequency says, and at least once."""
     total = 1 << _SLOT_BITS
-    left = total - len(words)
-    harmonic = sum(1 / rank for rank in range(1, len(words) + 1))
-    slots = [word for rank, word in enumerate(words, 1) for _ in range(1 + int(left / harmonic / rank))]
+    shares = [min(1 / rank, _BEND / rank**2) for rank in range(1, len(words) + 1)]
+    left = (total - len(words)) / sum(shares)
+    slots = [word for word, share in zip(words, shares, strict=True) for _ in range(1 + int(left * share))]
     return slots + words[: total - len(slots)]
 
 
