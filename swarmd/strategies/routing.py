@@ -1,6 +1,6 @@
 """router: gives a task to the agent whose declared examples it is most like, or to a fallback.
 
-Likeness is the cosine of embeddings; the built-in embedder works offline and knows spelling, not meaning. The choice
+Likeness is the cosine of embeddings; the built-in embedder works offline and knows little of meaning. The choice
 is a recorded step, so it stays what it was when a task is resumed under another embedder.
 Must not know what the agents do.
 """
