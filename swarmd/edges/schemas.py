@@ -107,7 +107,7 @@ MEMORY_VERBS: Final[dict[str, tuple[str, str, str]]] = {
 
 def _memory_channels() -> dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
     """For clients, for members of a swarm, and for admins: the subject says who asks."""
-    found = {}
+    found: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {}
     for verb, (what, request, answer) in MEMORY_VERBS.items():
         name = verb.title().replace("_", "")
         sent, answers = (request,) if request else (), (answer, "Refusal")
