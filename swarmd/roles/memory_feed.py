@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
 RETRY_MS: Final = 500
 RETRY_MS_MAX: Final = 5_000
-#: A batch takes parts until it has as many rows, or as much text.
-BATCH_ROWS: Final = 1_000
+#: A batch takes parts until it has as many rows, or as much text: several of a store's own requests, since it makes one
+#: ready while the other is on its way.
+BATCH_ROWS: Final = 4_000
 BATCH_CHARS: Final = 4_000_000
 #: Rows that are read ahead of the embedder, and embedded ahead of the store.
-AHEAD_ROWS: Final = 2_000
+AHEAD_ROWS: Final = 8_000
 #: Commits that concern no store are marked in it now and then only.
 MARK_COMMITS: Final = 5_000
 PROGRESS_MS: Final = 5_000

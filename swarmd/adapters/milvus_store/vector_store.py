@@ -16,7 +16,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from swarmd.adapters.milvus_store import schema
+from swarmd.adapters.milvus_store import packing, schema
 from swarmd.adapters.milvus_store.connection import TIMEOUT_S, Connection, Place
 from swarmd.adapters.milvus_store.recall import Recall
 from swarmd.adapters.milvus_store.words import LocalWords, ServerWords, Words
@@ -227,7 +227,7 @@ class MilvusVectorStore:
         try:
             self.unflushed += len(columns)
             if is_fresh:
-                self._connection.call(lambda client: client.insert(self.collection, columns, timeout=TIMEOUT_S))
+                self._connection.call(lambda client: packing.insert(client, self.collection, columns, TIMEOUT_S))
             else:
                 self._connection.call(lambda client: client.upsert(self.collection, columns, timeout=TIMEOUT_S))
         except Fault:
