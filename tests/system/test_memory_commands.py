@@ -116,7 +116,12 @@ def test_a_watch_goes_on_when_its_node_is_killed(up: RunningUp) -> None:
     assert watching.stdout is not None
     assert watching.stderr is not None
     lines: Queue[str] = Queue()
-    reader = threading.Thread(target=lambda: [lines.put(line) for line in watching.stdout or ()])
+
+    def read() -> None:
+        for line in watching.stdout or ():
+            lines.put(line)
+
+    reader = threading.Thread(target=read)
     reader.start()
     try:
         assert "watching as w" in watching.stderr.readline()

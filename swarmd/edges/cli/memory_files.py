@@ -78,11 +78,10 @@ async def _import_over(session: Session, client: MemoryClient, file: Any, size: 
     from swarmd.edges.memory_import import Import
 
     args = session.args
-    with progress("importing", unit="bytes" if size else "", quiet=session.json) as bar:
+    with progress("importing", "memories", quiet=session.json) as bar:
 
         def moved(came_to: Imported, read: int) -> None:
-            known = came_to.remembered + came_to.updated
-            bar.at(read if size else known, size, f"{known:,} memories")
+            bar.at(read, size, came_to.remembered + came_to.updated)
 
         run = Import(client, skip_bad=args.skip_bad, update=args.update, told=note, moved=moved)
         try:
@@ -120,7 +119,7 @@ def _export(args: argparse.Namespace) -> int:
             from swarmd.edges.cli.progress import progress
 
             quiet = session.json or (args.file == "-" and sys.stdout.isatty())
-            with progress("exporting", quiet=quiet) as bar:
+            with progress("exporting", "memories", quiet=quiet) as bar:
                 count, last = await _write(client, file, after, bar)
             if args.file != "-":
                 _finish(file, args.file)
@@ -186,7 +185,7 @@ async def _write(client: MemoryClient, file: TextIO, after: int, bar: Progress) 
     async for memory in client.export(after):
         file.write(as_json(memory) + "\n")
         count, last = count + 1, memory.seq
-        bar.at(count, max(total, count) if total else 0)
+        bar.at(count, max(total, count) if total else 0, count)
     file.flush()
     return count, last
 

@@ -44,7 +44,7 @@ def _rebuild(args: argparse.Namespace) -> int:
     async def act(session: Session, client: MemoryClient) -> int:
         from swarmd.edges.cli.progress import progress
 
-        with progress("rebuilding", quiet=session.json) as bar:
+        with progress("rebuilding", "memories", quiet=session.json) as bar:
             job = await client.rebuild(on_progress=lambda job: _tell(bar, job), **fields)
         if job.kind == "view":
             how = f"ask it with `swarmd memory recall --as-of {job.as_of}`"
@@ -70,7 +70,7 @@ def _as_of(text: str) -> dict[str, int]:
 
 
 def _tell(bar: Progress, job: Job) -> None:
-    bar.at(job.done, job.total, f"{job.rows:,} memories" if job.rows else "")
+    bar.at(job.done, job.total, job.rows)
 
 
 # --- verify ----------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def _verify(args: argparse.Namespace) -> int:
         from swarmd.edges.cli.progress import progress
         from swarmd.edges.cli.session import note
 
-        with progress("comparing", quiet=session.json) as bar:
+        with progress("comparing", "memories", quiet=session.json) as bar:
             job = await client.verify(repair=args.repair, on_progress=lambda job: _tell(bar, job))
         session.tell(job, _found(job))
         if job.examples and not session.json:

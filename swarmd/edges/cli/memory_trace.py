@@ -129,7 +129,7 @@ async def _redrive(session: Session, client: MemoryClient, reply: RevokeReply) -
         return []
     first = reply.revoked[0]
     (known,) = [one for one in (await client.lineage(first)).memories if one.id == first]
-    with progress("running anew", quiet=session.json) as bar:
+    with progress("running anew", "tasks", quiet=session.json) as bar:
         return await redrive_readers(session.wire.bus, reply.readers, known.gone_seq, bar.at)
 
 
