@@ -76,7 +76,7 @@ class Known(Struct, gc=False):
 
 
 class Watch(Struct):
-    """A watch since `seq`, and its matches that were not fetched: (place in the log, memory, version, cosine)."""
+    """A watch since `seq`, and its matches that were not fetched: (number, memory, version, cosine)."""
 
     fact: Watched
     seq: int
@@ -87,8 +87,9 @@ class Watch(Struct):
 class MemoryState(Struct):
     """Everything a memory's log says up to sequence `seq`, but for the texts.
 
-    `matched` is the place of the last version that was matched against the watches. `wrote` and `read` tell what
-    a task did, by swarm/task; a memory that it updated in turn with others may be there more than once.
+    `matched` is the place of the last version that was matched against the watches, `numbered` the last number of a
+    match. `wrote` and `read` tell what a task did, by swarm/task; a memory that it updated in turn with others may be
+    there more than once.
     """
 
     memory: str
@@ -99,6 +100,7 @@ class MemoryState(Struct):
     spaces: dict[str, int] = field(default_factory=dict)
     watches: dict[str, Watch] = field(default_factory=dict)
     matched: Place = (0, 0)
+    numbered: int = 0
     rebuilt: Rebuilt | None = None
     wrote: dict[str, list[str]] = field(default_factory=dict)
     read: dict[str, list[str]] = field(default_factory=dict)
@@ -236,11 +238,13 @@ def _unwatched(state: MemoryState, watcher: str, fact: Unwatched, place: Place) 
 def _matched(state: MemoryState, memory: str, fact: Matched, place: Place) -> str:
     if (fact.seq, fact.index) <= state.matched:
         return "already_matched"
+    # One commit may tell of many matches, and whoever has seen one of them has not seen the next.
+    state.numbered = max(state.numbered + 1, place[0])
     for watcher, similarity in fact.watchers.items():
         watch = state.watches.get(watcher)
         if watch is None or watch.seq >= fact.seq:
             continue
-        watch.matches.append((place[0], memory, fact.seq, similarity))
+        watch.matches.append((state.numbered, memory, fact.seq, similarity))
         if len(watch.matches) > MATCHES_MAX:
             del watch.matches[0]
             watch.missed += 1

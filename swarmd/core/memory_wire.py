@@ -301,7 +301,10 @@ class RevokeReply(Struct, omit_defaults=True):
 
 
 class Match(Struct, omit_defaults=True):
-    """A match: `seq` is its own place in the log, by which a watcher resumes."""
+    """A match: `seq` is its number, by which a watcher resumes; later matches have greater ones, no two the same.
+
+    It is the sequence of the log that tells of it, or more where one commit tells of several.
+    """
 
     seq: int
     memory: RecalledPassage

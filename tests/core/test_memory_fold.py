@@ -140,6 +140,16 @@ def test_watches_are_served_from_when_they_are_made_and_in_order() -> None:
     assert (log.state.watches, log.state.counters.ignored["unknown_watch"]) == ({}, 1)
 
 
+def test_matches_of_one_commit_have_numbers_of_their_own() -> None:
+    """Whoever has seen one of them resumes with the next one."""
+    log = Log()
+    log.add(("w", Watched(threshold=0.5, text="x")))
+    log.add(*((name, RememberedV2(text=name)) for name in "abcd"))
+    log.add(*((name, Matched(seq=2, index=at, watchers={"w": 0.9})) for at, name in enumerate("abc")))
+    log.add(("d", Matched(seq=2, index=3, watchers={"w": 0.9})))
+    assert [match[:2] for match in log.state.watches["w"].matches] == [(3, "a"), (4, "b"), (5, "c"), (6, "d")]
+
+
 def test_a_later_generation_is_in_service() -> None:
     log = Log()
     for generation in (2, 1, 3):
