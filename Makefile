@@ -27,14 +27,14 @@ $(VENV)/.dev: $(VENV)/.test
 run: $(VENV)/.run ## run the demo on the project's own documents
 	$(BIN)/swarmd demo
 
-test: $(VENV)/.test ## run the whole suite, two files at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(VENV)/.test ## run the whole suite, three files at a time: they mostly wait
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-long: $(VENV)/.test ## run what the suite has only a shorter form of
 	$(BIN)/python -m pytest -m long
 
 test-all: $(VENV)/.dev ## as test, and demand the tools that some tests need
-	SWARMD_DEMAND_TOOLS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	SWARMD_DEMAND_TOOLS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 dev: $(VENV)/.dev ## make the environment for working on swarmd
 
