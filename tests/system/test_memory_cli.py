@@ -466,6 +466,10 @@ async def test_an_export_that_was_cut_off_is_gone_on_with(typed: Terminal, tmp_p
     source.write_text("\n".join(json.dumps({"text": f"text {n}", "id": f"m{n}"}) for n in range(8)))
     await typed("import", str(source))
     whole = (await typed("export")).out
+    typed.node.answers["export"] = lambda wanted: refused("log_unreadable", "the log cannot be read")
+    done = await typed("export", str(out))
+    assert (done.code, f"{part} holds what was written so far" in done.err) == (4, True)
+    del typed.node.answers["export"]
     part.write_text(whole[: len(whole) // 2])
     done = await typed("export", str(out), "--resume")
     assert done.code == 0, done.err

@@ -117,10 +117,16 @@ def _export(args: argparse.Namespace) -> int:
 
         async def act(session: Session, client: MemoryClient) -> int:
             from swarmd.edges.cli.progress import progress
+            from swarmd.edges.cli.session import note
 
             quiet = session.json or (args.file == "-" and sys.stdout.isatty())
-            with progress("exporting", "memories", quiet=quiet) as bar:
-                count, last = await _write(client, file, after, bar)
+            try:
+                with progress("exporting", "memories", quiet=quiet) as bar:
+                    count, last = await _write(client, file, after, bar)
+            except BaseException:
+                if args.file != "-":
+                    note(f"{args.file}{PART} holds what was written so far: --resume goes on with it")
+                raise
             if args.file != "-":
                 _finish(file, args.file)
             _tell(session, count, last)
