@@ -17,8 +17,8 @@ CONFLICTS: Final = frozenset({"id_taken", "stale_update", "job_running", "rebuil
 #: Another try may help.
 FAULTS: Final = frozenset(
     "busy not_accepted not_serving rebuilt memory_behind memory_unavailable memory_lost memory_closed memory_full "
-    "memory_not_loaded store_refuses milvus_server_died bad_answer embedder_busy embedder_refuses rate_wait "
-    "job_stalled lease_unsure log_unreadable missing_sequence gap no_receipt no_responders timeout "
+    "memory_damaged memory_not_loaded store_refuses milvus_server_died bad_answer embedder_busy embedder_refuses "
+    "rate_wait job_stalled lease_unsure log_unreadable missing_sequence gap no_receipt no_responders timeout "
     "disconnected broker_error".split()
 )
 
