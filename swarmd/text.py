@@ -41,6 +41,8 @@ _AMBIGUOUS = frozenset("a.m co corp etc inc jr ltd no p.m ph.d sr u.k u.n u.s u.
 # CJK has no spaces: one character is one word there.
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"\d+(?:[.,]\d+)+|[{_CJK}]|[^\W_{_CJK}]+(?:'[^\W_{_CJK}]+)*")
+_DECIMAL = re.compile(r"[0-9][.,][0-9]")
+_ASCII_WORDS = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
 _CJK_STOPS = "\u3002\uff01\uff1f"
 _OPENING = "\"'\u201c\u2018\u00ab"
 _CLOSING = "\"'\u201d\u2019\u00bb"
@@ -75,6 +77,8 @@ def words(text: str) -> list[str]:
     """The words of a text in order, case-folded; numbers such as 2.15 and contractions stay whole."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).replace("\u2019", "'")
+    elif "'" not in text and not _DECIMAL.search(text):
+        return text.translate(_ASCII_WORDS).split()  # the same in half the time: each word is letters and digits
     return _WORD.findall(text.casefold())
 
 
@@ -85,7 +89,7 @@ def _stemmer() -> tuple[Any, threading.Lock]:
     return snowballstemmer.stemmer("english"), threading.Lock()
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=4_096)
 def stem(word: str) -> str:
     """The Snowball English ("Porter2") stem of one case-folded word."""
     stemmer, lock = _stemmer()
@@ -93,9 +97,24 @@ def stem(word: str) -> str:
         return str(stemmer.stemWord(word))
 
 
+class _Stems(dict[str, str]):
+    """Stems by word, "" for stop words; begun anew when there are too many."""
+
+    def __missing__(self, word: str) -> str:
+        if len(self) >= _STEMS_MAX:
+            self.clear()
+        self[word] = found = "" if word in STOP_WORDS else stem(word)
+        return found
+
+
+_STEMS_MAX = 65_536
+_stems = _Stems()
+
+
 def stems(text: str) -> list[str]:
     """The stems of a text in order, stop words dropped: what ranking and recall compare."""
-    return [stem(word) for word in words(text) if word not in STOP_WORDS]
+    known = _stems
+    return [found for word in words(text) if (found := known[word])]
 
 
 def sentences(text: str) -> list[str]:

@@ -67,6 +67,21 @@ def test_words_are_case_folded_and_unicode_aware() -> None:
     assert words("\u6771\u4eac NATS") == ["\u6771", "\u4eac", "nats"]
 
 
+@given(
+    st.text(st.characters(max_codepoint=127), max_size=60), st.lists(st.sampled_from([*"aZ09_'.,\x1f \n"])).map("".join)
+)
+def test_plain_words_are_those_that_the_pattern_finds(one: str, other: str) -> None:
+    """Texts without contractions and decimals go a shorter way."""
+    for text in (one, other):
+        assert words(text) == words(text + " \u00e4")[:-1]  # not ASCII: the longer way
+
+
+def test_stems_are_the_same_when_many_words_were_met_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarmd.text._STEMS_MAX", 3)
+    for _ in range(2):
+        assert stems("the deployed deployments of running leases") == ["deploy", "deploy", "run", "leas"]
+
+
 def test_stems_drop_stop_words_and_endings() -> None:
     assert stems("The running dogs were restarted") == ["run", "dog", "restart"]
     assert stem("leases") == stem("lease")

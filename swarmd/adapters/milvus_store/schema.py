@@ -17,7 +17,7 @@ import msgspec
 
 from swarmd.core.memory import Memory
 from swarmd.core.memory_filter import And, Filter, Has, Not, NumberIs, Or
-from swarmd.passages import LABELS_MAX, REST_BYTES_MAX, digest_of_parts, rest_of
+from swarmd.passages import LABELS_MAX, REST_BYTES_MAX, check_vector, digest_of_parts, rest_of
 from swarmd.ports import HeldRow
 
 if TYPE_CHECKING:
@@ -119,6 +119,18 @@ def row_of(row: Row, key: str) -> dict[str, Any]:
     for field, attribute in NUMBERS.items():
         columns[field] = getattr(memory, attribute)
     return columns
+
+
+def check_vectors(rows: Sequence[Row], dimension: int) -> None:
+    """`check_vector` for each, all at once. Raises `Rejected("wrong_dimension" | "bad_vector")`."""
+    import numpy
+
+    if rows and all(len(row.vector) == dimension for row in rows):
+        lengths = numpy.linalg.norm(numpy.stack([_packed(row.vector) for row in rows]), axis=1)
+        if numpy.isfinite(lengths).all() and lengths.all():
+            return
+    for row in rows:
+        check_vector(row.vector, dimension)
 
 
 def mark_row(claim: Claim, *, words: bool) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from swarmd.adapters.milvus_store.recall import Recall
 from swarmd.adapters.milvus_store.words import LocalWords, ServerWords, Words
 from swarmd.coalesce import Coalescer
 from swarmd.core.errors import Fault, Rejected
-from swarmd.passages import check_memory, check_vector, check_vector_query, mismatch
+from swarmd.passages import check_memory, check_vector_query, mismatch
 from swarmd.ports import HeldRow, Hit, Pin, Row, VectorQuery
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ class MilvusVectorStore:
     async def open(self) -> int:
         """Create the collection or load and warm it up; the sequence up to which the log is applied, 0 when new.
 
-        Raises `Rejected` ("no_pymilvus", "embedder_mismatch", "format_mismatch"), `Fault`.
+        Raises `Rejected` ("no_pymilvus", "embedder_mismatch", "format_mismatch"), `Fault`; of these "memory_damaged"
+        says that an embedded Milvus finds its files wrong, so that only a `drop` helps.
         """
         return await self._write(self._open)
 
@@ -211,13 +212,23 @@ class MilvusVectorStore:
     def _load(self) -> schema.Claim | None:
         """Have Milvus ready; what its rows claim, None where nothing does."""
         self._connection.open()
-        self._connection.call(self._create_or_load)
-        claim = self._read_claim()
+        try:
+            self._connection.call(self._create_or_load)
+            claim = self._read_claim()
+            self.unflushed = 1  # or more: the last process may have been killed
+            self._flush()
+        except Fault as fault:
+            self._tell_damage(fault)
+            raise
         if claim is not None:
             self._check(claim)
-        self.unflushed = 1  # or more: the last process may have been killed
-        self._flush()
         return claim
+
+    def _tell_damage(self, fault: Fault) -> None:
+        """Raises `Fault("memory_damaged")` where an embedded Milvus is well, and only this collection is not."""
+        if self._is_embedded and fault.code == "memory_unavailable":
+            self._connection.call(lambda client: client.list_collections(timeout=TIMEOUT_S))
+            raise Fault("memory_damaged", f"the files of {self.collection} are damaged: {fault.message}") from fault
 
     def _put(self, ready: Prepared, is_fresh: bool) -> None:
         """Rows into Milvus, their words beside it at the same time."""
@@ -266,7 +277,14 @@ class MilvusVectorStore:
 
     def _drop(self) -> None:
         self._connection.open()
-        self._connection.call(lambda client: client.drop_collection(self.collection, timeout=TIMEOUT_S))
+        try:
+            self._connection.call(lambda client: client.drop_collection(self.collection, timeout=TIMEOUT_S))
+        except Fault as fault:
+            if not self._is_embedded or fault.code != "memory_unavailable":
+                raise
+            # It may be unable to drop what it cannot read. One that is away does not answer this either.
+            self._connection.call(lambda client: client.list_collections(timeout=TIMEOUT_S))
+        self._connection.remove_files()
         self._words.clear()
         self._disconnect()
         self._claim = schema.Claim(0, self.pin.embedder, self.pin.dimension)
@@ -323,7 +341,7 @@ class MilvusVectorStore:
         """Check all rows, then make the first part ready."""
         for row in rows:
             check_memory(row.memory)
-            check_vector(row.vector, self.pin.dimension)
+        schema.check_vectors(rows, self.pin.dimension)
         return self._prepare(parts[0]) if parts else None
 
     def _prepare(self, part: Sequence[Row]) -> Prepared | None:
