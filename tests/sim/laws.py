@@ -104,7 +104,7 @@ LAWS: Final[dict[int, Law]] = {
         (
             "tests.core.test_evolve::test_the_last_child_wakes_a_suspended_parent",
             "tests.core.test_evolve::test_a_redriven_parent_does_not_wait_for_children_that_ended_with_it",
-            "tests.core.test_fold_properties::test_a_wait_is_resolved_once_and_its_result_stays",
+            "tests.core.test_fold_properties::test_what_holds_of_any_log",
             "tests.core.test_wait_facts::test_suspended_with_a_resolved_group_goes_straight_to_the_queue",
             "tests.core.test_wait_facts::test_a_wait_is_resolved_while_its_task_is_between_two_attempts",
             "tests.core.test_wait_facts::test_the_first_result_of_a_wait_holds",
@@ -121,7 +121,7 @@ LAWS: Final[dict[int, Law]] = {
         "Time",
         ("freeze_leaders",),
         (
-            "tests.core.test_fold_properties::test_the_fold_is_deterministic",
+            "tests.core.test_fold_properties::test_what_holds_of_any_log",
             "tests.sim.test_laws::test_a_deadline_passes_when_the_leader_says_so_and_not_by_anyones_clock",
             "tests.sim.test_laws::test_a_redriven_task_is_not_expired_by_its_old_timer",
             "tests.core.test_leader_waits::test_the_end_of_a_wait_that_could_not_be_stored_comes_again",
@@ -146,7 +146,7 @@ LAWS: Final[dict[int, Law]] = {
         "Trimming: a reader may start from a snapshot and its tail",
         ("crash_leaders",),
         (
-            "tests.core.test_fold_properties::test_a_snapshot_and_the_tail_equal_the_whole_log",
+            "tests.core.test_fold_properties::test_what_holds_of_any_log",
             "tests.core.test_codec::test_a_snapshot_is_refused_when_damaged_or_of_another_fold",
         ),
     ),
