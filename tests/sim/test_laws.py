@@ -627,10 +627,14 @@ def test_a_negative_bill_gives_nothing_back() -> None:
 # --- the table -------------------------------------------------------------------------------------
 
 
+ANY_LOG = "tests.core.test_fold_properties::test_what_holds_of_any_log"
+
+
 def test_every_law_is_in_the_table_and_every_test_it_names_exists() -> None:
     assert sorted(LAWS) == list(range(1, 16))
     named = [name for law in LAWS.values() for name in law.tests]
-    assert len(named) == len(set(named)), "a test stands for one law"
+    single = [name for name in named if name != ANY_LOG]
+    assert len(single) == len(set(single)), "a test stands for one law, unless it draws a log and asks all of it"
     for name in named:
         module, _, function = name.partition("::")
         assert callable(getattr(importlib.import_module(module), function, None)), f"no such test: {name}"
