@@ -20,6 +20,7 @@ import shutil
 import signal
 import socket
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -27,7 +28,7 @@ from swarmd.core.errors import Fault, Rejected
 from swarmd.supervised import Child, Supervised
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
 
@@ -72,15 +73,20 @@ class MilvusServer:
         return f"http://{HOST}:{self.port}"
 
     @property
+    def is_started(self) -> bool:
+        """Whether `supervise` can keep it running: it was started, and not stopped."""
+        return self._reservation is not None
+
+    @property
     def pid(self) -> int:
         """The process id, 0 while it is not running."""
         return self._child.pid
 
     async def start(self) -> None:
-        """Start and wait until clients can connect.
+        """Start and wait until clients can connect; after a `Fault`, it may be called again.
 
         Raises `Rejected` ("no_milvus_lite", "port_in_use", "directory_locked"), or `Fault` ("milvus_server_died",
-        "milvus_server_slow") with the last lines of its log.
+        "milvus_server_slow") with the last lines of its log, or with what is wrong with the disk.
         """
         if importlib.util.find_spec("milvus_lite") is None or importlib.util.find_spec("pymilvus") is None:
             raise Rejected(
@@ -88,11 +94,12 @@ class MilvusServer:
                 "Milvus Lite is not installed: run `pip install 'swarmd[memory]'`, or name a Milvus server by its URL",
             )
         self._child.rearm()
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        await self._wait_unlocked()
-        self._drop_after_power_loss()
         self._reserve_port()
         try:
+            with _disk_told():
+                self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+                await self._wait_unlocked()
+                self._drop_after_power_loss()
             await self._launch()
         except BaseException:
             self._release_port()
@@ -101,7 +108,7 @@ class MilvusServer:
     async def supervise(self, on_restart: Callable[[int], None] | None = None) -> None:
         """Restart the server whenever it dies, until `stop`; call `on_restart(pid)` after each.
 
-        Raises `Fault("milvus_server_died")` when it dies again and again.
+        Raises `Fault("milvus_server_died")` when it dies again and again; it may then be called once more.
         """
         await self._child.supervise(self._launch, RESTARTS_MAX, on_restart)
 
@@ -115,10 +122,12 @@ class MilvusServer:
 
     async def _launch(self) -> None:
         where = ["--data-dir", str(self.rows_directory), "--host", HOST, "--port", str(self.port)]
-        self._boot_file.write_text(_boot_id(), encoding="ascii")
-        with self._open_output() as output:
-            argv = [sys.executable, "-c", _SERVE, "server", *where, "--max-workers", "1"]
-            await self._child.launch(argv, output, cwd=self.directory)
+        with _disk_told():
+            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # somebody may have deleted it
+            self._boot_file.write_text(_boot_id(), encoding="ascii")
+            with self._open_output() as output:
+                argv = [sys.executable, "-c", _SERVE, "server", *where, "--max-workers", "1"]
+                await self._child.launch(argv, output, cwd=self.directory)
         try:
             await self._child.until_ready(self._is_ready)
         except Fault as fault:
@@ -191,6 +200,15 @@ class MilvusServer:
             log.warning("the machine stopped while milvus-lite ran: dropping %s to rebuild it", self.rows_directory)
             if self.rows_directory.exists():
                 shutil.rmtree(self.rows_directory)
+
+
+@contextmanager
+def _disk_told() -> Iterator[None]:
+    """A full disk, or files that went, are no reason to end: the next start may find them in order."""
+    try:
+        yield
+    except OSError as error:
+        raise Fault("milvus_server_died", f"milvus-lite cannot be started: {error}") from error
 
 
 def _boot_id() -> str:

@@ -26,7 +26,7 @@ from swarmd.adapters.streams import ensure_stream, memory_streams, stream_state
 from swarmd.adapters.watch_matrix import NumpyWatchMatrix
 from swarmd.config import Settings
 from swarmd.core import subjects
-from swarmd.core.errors import Fault
+from swarmd.core.errors import Fault, Rejected
 from swarmd.edges.embeddings import embedder_of
 from swarmd.edges.wiring import CLOCK, ENTROPY, Wire, connected, live, new_boot
 from swarmd.ports import Embeddings, Pin
@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 MEMORY_BYTES_MAX = 4 * 1024**3
 CATALOG_BYTES_MAX = 4 * 1024**3
+MILVUS_RETRY_MS = 2_000
 #: What a store is called by that is only to be removed.
 _ANY = Pin("", 1)
 
@@ -193,20 +194,37 @@ async def serve_memory(
     await _run_until_stopped(wire, MemoryNode(options.memory, options.name, boot, ports), *life)
 
 
+async def _keep(server: MilvusServer) -> None:
+    """Have an embedded Milvus run, however often it dies."""
+    while True:
+        try:
+            if not server.is_started:
+                await server.start()
+            await server.supervise()
+            return
+        except (Fault, Rejected) as error:
+            log.error("%s; trying again", error.message)
+        await CLOCK.sleep(MILVUS_RETRY_MS)
+
+
 @asynccontextmanager
 async def _milvus(options: MemoryOptions) -> AsyncIterator[tuple[str, Path | None]]:
     """The address of a Milvus: the given one, or that of a child which is restarted when it dies.
 
-    Beside it, where words are kept: a server of its own does that itself.
+    Beside it, where words are kept: a server of its own does that itself. Raises `Rejected` for what no time mends; a
+    child that cannot run now is tried for as long as it takes, for writing goes on without it.
     """
     if options.milvus_uri:
         yield options.milvus_uri, None
         return
     server = MilvusServer(options.data_dir)
-    await server.start()
+    try:
+        await server.start()
+    except Fault as error:
+        log.error("%s; memories are taken, and searched once it runs", error.message)
     try:
         async with asyncio.TaskGroup() as group:
-            supervising = group.create_task(server.supervise())
+            supervising = group.create_task(_keep(server))
             try:
                 yield server.uri, server.directory
             finally:

@@ -39,6 +39,8 @@ MARK_COMMITS: Final = 5_000
 PROGRESS_MS: Final = 5_000
 #: What a store says that was filled by something else, or in another form: it is filled anew.
 FOREIGN: Final = ("embedder_mismatch", "format_mismatch")
+#: So often in a row a store must be called damaged before it is filled anew: it may only be slow to load.
+DAMAGED_TRIES: Final = 3
 
 
 class _Part(Struct):
@@ -123,7 +125,7 @@ class Feed:
         self._interrupt: asyncio.Timeout | None = None
         self._foreign = self._marked = 0
         self._was_open = False
-        self._told_ms = 0
+        self._told_ms = self._damaged = 0
 
     def of_the_past(self, state: MemoryState) -> Feed:
         """Feed what `state` knows, and end there."""
@@ -179,11 +181,13 @@ class Feed:
         world = self._world
         try:
             applied = await self.store.open()
-        except Rejected as error:
-            if error.code not in FOREIGN:
+        except (Fault, Rejected) as error:
+            self._damaged = self._damaged + 1 if error.code == "memory_damaged" else 0
+            if error.code not in FOREIGN and self._damaged < DAMAGED_TRIES:
                 raise
             world.probe.incident(f"store {self.name} is filled anew: {error.message}")
             applied = await self._anew()
+        self._damaged = 0
         last = self._end or await self._log.last_seq()
         if applied > last:
             world.probe.incident(

@@ -214,7 +214,9 @@ class Projection:
             if await feed.store.open() == seq:
                 await self.add_view(seq, feed)
                 return True
-        except Rejected as error:
+        except (Rejected, Fault) as error:
+            if isinstance(error, Fault) and error.code != "memory_damaged":
+                raise
             self.ports.probe.notice(f"view {name} cannot be used: {error.message}")
         await feed.store.close()
         return False

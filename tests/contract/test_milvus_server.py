@@ -208,6 +208,36 @@ async def test_deleted_rows_mean_nothing_is_applied(own_server: MilvusServer, tm
     await store.close()
 
 
+@pytest.mark.parametrize("harm", ["deleted while it runs", "without its log", "overwritten"])
+async def test_damaged_rows_are_told_and_dropped(own_server: MilvusServer, tmp_path: Path, harm: str) -> None:
+    store = store_over(own_server, own_server.directory)
+    await store.open()
+    await store.apply(rows(*ALL), [], 4)
+    if harm == "deleted while it runs":
+        shutil.rmtree(own_server.rows_directory)
+        await store.apply(rows(*ALL[:1]), [], 5)
+    await store.close()  # flushes
+    await kill(own_server)
+    for file in own_server.rows_directory.rglob("*"):
+        if harm == "overwritten" and file.is_file() and file.name != "LOCK":
+            file.write_bytes(b"nothing of ours")
+        elif harm == "without its log" and file.suffix == ".arrow":
+            file.unlink()
+    if harm == "without its log":
+        (own_server.rows_directory / "collections" / store.collection / "manifest.json").unlink()
+        (own_server.rows_directory / "collections" / store.collection / "schema.json").unlink()
+    await own_server.start()
+    with pytest.raises(Fault, match="damaged") as caught:
+        await store.open()
+    assert caught.value.code == "memory_damaged"
+    assert set(await over(own_server, own_server.directory, "m").names()) <= {"g1"}  # told, whatever it cannot read
+    await store.drop()
+    assert await store.open() == 0
+    await store.apply(rows(*ALL), [], 4)
+    assert await recall(store, "lease", k=1) == ["lease"]
+    await store.close()
+
+
 @pytest.mark.parametrize("harm", ["deleted", "damaged", "of another format", "cut"])
 async def test_words_that_are_lost_come_back_from_the_rows(store: MilvusVectorStore, tmp_path: Path, harm: str) -> None:
     await store.apply(rows(*ALL), [], 4)

@@ -82,6 +82,23 @@ class Connection:
         """Let requests pass, after a `close`."""
         self._is_closed = False
 
+    def check_alive(self) -> None:
+        """Raises `Fault` unless the server answers what has to do with no collection."""
+        self.call(lambda client: client.get_server_version(timeout=TIMEOUT_S))
+
+    def remove_files(self) -> None:
+        """Remove what a dropped collection has left on the disk of an embedded Milvus: it could not be made again.
+
+        Raises `Fault("memory_unavailable")`.
+        """
+        directory = self.place.directory
+        left = None if directory is None else files_of(directory) / self.collection
+        if left is not None and left.exists():
+            try:
+                shutil.rmtree(left)
+            except OSError as error:
+                raise Fault("memory_unavailable", f"{left} cannot be removed: {error}") from error
+
     def close(self) -> None:
         """Idempotent; later requests, and those under way, raise `Fault("memory_closed")`."""
         with self._lock:
@@ -127,6 +144,11 @@ class Connection:
         if directory is not None and directory.exists() and shutil.disk_usage(directory).free < FREE_BYTES_MIN:
             return full(directory, error)
         return Fault("memory_unavailable", f"Milvus failed: {why}", retry_after_ms=500)
+
+
+def files_of(directory: Path) -> Path:
+    """Where an embedded Milvus has its collections, each in a folder of its name."""
+    return directory / "rows" / "collections"
 
 
 class _NotLoaded(Fault):

@@ -9,10 +9,10 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Final
 
-from swarmd.adapters.milvus_store.connection import TIMEOUT_S, Connection, Place
+from swarmd.adapters.milvus_store.connection import TIMEOUT_S, Connection, Place, files_of
 from swarmd.adapters.milvus_store.schema import digest
 from swarmd.adapters.milvus_store.vector_store import MilvusVectorStore
-from swarmd.core.errors import Rejected
+from swarmd.core.errors import Fault, Rejected
 
 if TYPE_CHECKING:
     from swarmd.ports import Pin
@@ -42,13 +42,23 @@ class MilvusVectorStores:
         return MilvusVectorStore(self.place, name, pin)
 
     async def names(self) -> list[str]:
-        """Those that exist. Raises `Fault`."""
-        collections = await asyncio.to_thread(
-            self._connection.call, lambda client: list(client.list_collections(timeout=TIMEOUT_S))
-        )
+        """Those that exist, readable or not. Raises `Fault`."""
+        collections = await asyncio.to_thread(self._collections)
         prefix = f"{self.place.prefix}_"
         found = (name.removeprefix(prefix) for name in collections if name.startswith(prefix))
         return sorted(name for name in found if _NAME.fullmatch(name))
+
+    def _collections(self) -> list[str]:
+        try:
+            return self._connection.call(lambda client: list(client.list_collections(timeout=TIMEOUT_S)))
+        except Fault:
+            directory = self.place.directory
+            if directory is None:
+                raise
+            # One damaged collection keeps an embedded Milvus from telling of any.
+            self._connection.check_alive()
+            files = files_of(directory)
+            return [path.name for path in files.iterdir()] if files.exists() else []
 
     async def close(self) -> None:
         await asyncio.to_thread(self._connection.close)

@@ -227,7 +227,7 @@ class MilvusVectorStore:
     def _tell_damage(self, fault: Fault) -> None:
         """Raises `Fault("memory_damaged")` where an embedded Milvus is well, and only this collection is not."""
         if self._is_embedded and fault.code == "memory_unavailable":
-            self._connection.call(lambda client: client.list_collections(timeout=TIMEOUT_S))
+            self._connection.check_alive()
             raise Fault("memory_damaged", f"the files of {self.collection} are damaged: {fault.message}") from fault
 
     def _put(self, ready: Prepared, is_fresh: bool) -> None:
@@ -282,8 +282,7 @@ class MilvusVectorStore:
         except Fault as fault:
             if not self._is_embedded or fault.code != "memory_unavailable":
                 raise
-            # It may be unable to drop what it cannot read. One that is away does not answer this either.
-            self._connection.call(lambda client: client.list_collections(timeout=TIMEOUT_S))
+            self._connection.check_alive()  # it may be unable to drop what it cannot read
         self._connection.remove_files()
         self._words.clear()
         self._disconnect()
