@@ -270,7 +270,9 @@ class Measured:
 
 
 async def _embedded(texts: list[str]) -> list[array[float]]:
-    """By as many processes as there are processors."""
+    """By as many processes as there are processors, where there are enough to keep them busy."""
+    if len(texts) <= 2 * EMBEDDED:
+        return await asyncio.to_thread(vectors_of, texts)
     loop, found = asyncio.get_running_loop(), list["array[float]"]()
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         pieces = [texts[at : at + EMBEDDED] for at in range(0, len(texts), EMBEDDED)]
