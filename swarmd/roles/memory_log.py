@@ -137,7 +137,9 @@ class MemoryLog:
     async def note_read(self, caller: Caller, how: How, memories: Mapping[str, int], step: str = "") -> None:
         """Have it in the log that the caller's task was given these versions (memory to sequence), before it is.
 
-        What the task is known to have read needs no second event; nor does a caller that is no task.
+        What the task is known to have read needs no second event; nor does a caller that is no task. Whoever revoked
+        one of them meanwhile was not told of this task: what is gone afterwards must not be shown. Raises
+        `Fault("not_accepted")`, and what `commit` does.
         """
         reader = caller.reader
         if not reader:
@@ -151,6 +153,8 @@ class MemoryLog:
         if new:
             fact = Read(swarm=caller.swarm, how=how, memories=new, agent=caller.agent, step=step)
             await self.commit((caller.task, fact))
+            if any(reader not in (known[memory].readers or ()) for memory in new):
+                raise Fault("not_accepted", "the memory's log did not accept who reads this: ask again")
 
     def _take_offered(self) -> list[Event]:
         offered, self._offered = self._offered, []

@@ -77,8 +77,9 @@ class Reads:
         hits, seq = await self._projection.search(query, wanted.as_of, wanted.at_least_seq, pin)
         shown = [passage_of_hit(hit) for hit in hits if self._may_show(caller, hit, wanted.as_of)]
         kept = shown[: fitting(shown)]
+        cut = len(shown) - len(kept)
         await self._log.note_read(caller, wanted.how, {passage.id: passage.seq for passage in kept}, wanted.step)
-        return RecallReply(kept, seq, cut=len(shown) - len(kept))
+        return RecallReply(kept if wanted.as_of else self._still_there(kept), seq, cut=cut)
 
     async def _vector(self, wanted: RecallRequest) -> tuple[Sequence[float] | None, Pin | None]:
         """What to compare with, and what it was made by.
@@ -104,6 +105,11 @@ class Reads:
         if known is None or not may_read(caller, known.space):
             return False
         return bool(as_of) or not (known.gone_seq or is_expired(known, self._clock.now_ms()))
+
+    def _still_there(self, passages: list[RecalledPassage]) -> list[RecalledPassage]:
+        """What nobody dropped while it was being logged who reads it."""
+        known = self._log.state.known
+        return [passage for passage in passages if not known[passage.id].gone_seq]
 
     # --- get ---
 
@@ -133,7 +139,7 @@ class Reads:
             room = room - sum(map(_size, few)) if fit == len(few) else 0
             at += fit
         await self._log.note_read(caller, "get", {passage.id: passage.seq for passage in shown}, wanted.step)
-        return GetReply(shown, state.seq, rest=[memory for memory, _ in found[at:]])
+        return GetReply(self._still_there(shown), state.seq, rest=[memory for memory, _ in found[at:]])
 
     # --- export ---
 

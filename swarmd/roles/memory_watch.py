@@ -301,7 +301,9 @@ class Watches:
         matches = [Match(one.seq, passage) for one, passage in zip(page[:fit], shown[:fit], strict=True)]
         memories = {match.memory.id: match.memory.seq for match in matches}
         await self._log.note_read(caller, "watch", memories, request.step)
-        return MatchesReply(matches, matched, missed)
+        known = self._log.state.known
+        still_there = [match for match in matches if not known[match.memory.id].gone_seq]
+        return MatchesReply(still_there, matched, missed)
 
 
 def _is_own(caller: Caller, fact: Watched) -> bool:

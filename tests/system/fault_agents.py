@@ -108,3 +108,14 @@ async def slow_step(ctx: Context, wanted: Any) -> Any:
 async def talkative(ctx: Context, wanted: Any) -> Any:
     """Asks a model that is not there, with the key from the environment."""
     return (await ctx.model("hello", model="openai:none")).text
+
+
+@agent
+async def rememberer(ctx: Context, wanted: Any) -> Any:
+    """Remembers so many texts, each as one step; the ids that they got."""
+    ids = []
+    for number in range(wanted["count"]):
+        kept = await ctx.remember(f"{ctx.task} says {number}", labels={"by": "rememberer"})
+        note(wanted["ledger"], f"{ctx.task} {number}")
+        ids.append(kept.id)
+    return ids

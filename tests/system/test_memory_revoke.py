@@ -9,13 +9,15 @@ import pytest
 
 pytest.importorskip("numpy", reason="needs numpy (pip install 'swarmd[memory]')")
 
-from swarmd.core.memory_wire import RememberManyReply
+from swarmd.core.memory_wire import GetReply, MatchesReply, RecallReply, RememberManyReply
 from tests.system.memory_nodes import World, a_world, code
+from tests.system.swarms import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from swarmd.core.memory_wire import LineageReply, RevokeReply
+    from swarmd.ports import Stored
 
 MAIN: dict[str, Any] = {"swarm": "main"}
 OTHER: dict[str, Any] = {"swarm": "other"}
@@ -197,3 +199,50 @@ async def test_a_task_that_reads_what_it_wrote_is_followed_once(world: World) ->
     await world.kept("b", MAIN, id="b", task="t1")
     await read(world, "t1", "b")
     assert shape(await world.lineage("a", depth=9)) == ({"a": 0, "b": 1}, {"t1": -1})
+
+
+@pytest.mark.parametrize("verb", ["get", "recall", "matches"])
+async def test_what_is_revoked_while_it_is_logged_who_reads_it_is_not_shown(
+    world: World, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    await world.tell("watch", {"watcher": "w", "text": "note", "spaces": ["shared"]}, **MAIN)
+    await world.kept("note a", MAIN, id="a", author="evil")
+    await world.recall("note")
+    waiting: dict[str, Any] = {"watcher": "w", "wait_ms": 20_000}
+    assert (await world.ask("matches", waiting, MatchesReply, **MAIN)).matches
+    append, opened, held_back = world.log.append, asyncio.Event(), asyncio.Event()
+
+    async def slow(*given: Any) -> Stored:
+        held_back.set()
+        await opened.wait()
+        return await append(*given)
+
+    monkeypatch.setattr(world.log, "append", slow)
+    requests: dict[str, dict[str, Any]] = {
+        "get": {"ids": ["a"]},
+        "recall": {"text": "note"},
+        "matches": {"watcher": "w"},
+    }
+    answer: Any = {"get": GetReply, "recall": RecallReply, "matches": MatchesReply}[verb]
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        revoking = group.create_task(world.revoke(author="evil"))
+        await held_back.wait()
+        log = world.nodes[0].node._log
+        reading = group.create_task(world.ask(verb, {**requests[verb], "task": "t1"}, answer, **MAIN))
+        await until(lambda: log.backlog > 1)  # the revocation, and who reads what it is about
+        opened.set()
+    assert (await revoking).count == 1
+    reply = await reading
+    assert code(reply) == ""
+    shown = reply.matches if verb == "matches" else reply.memories if verb == "get" else reply.passages
+    assert shown == []
+    assert readers(await world.revoke(author="evil")) == {"main/t1": (["a"], 1)}
+
+
+async def test_nothing_is_shown_whose_reader_the_log_does_not_accept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.kept("note a", MAIN, id="a")
+    monkeypatch.setattr("swarmd.core.memory_fold.admit", lambda *given: "beyond_horizon")
+    wrong = await world.refused("get", {"ids": ["a"], "task": "t1"}, **MAIN)
+    assert wrong.code == "not_accepted"
