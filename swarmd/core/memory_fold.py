@@ -43,7 +43,7 @@ MATCHES_MAX: Final = 10_000
 
 
 class Edit(Struct, frozen=True, gc=False):
-    """A version after the first: where it is in the log, when it came, and who made it."""
+    """A version after the first: where it is in the log, when it came, and who made it in which step."""
 
     seq: int
     at_ms: int = 0
@@ -53,6 +53,8 @@ class Edit(Struct, frozen=True, gc=False):
 
 
 class Known(Struct, gc=False):
+    index: int = 0
+    step: str = ""
     """A memory id that was used: the digest of its first text, the places of its first and its present version.
 
     `gone_seq` is where it was dropped (0: it was not). `readers` are tasks (swarm/task), each with the sequence where
@@ -181,7 +183,7 @@ def _updated(state: MemoryState, memory: str, fact: Updated, place: Place, at_ms
     if place[0] == fact.replaces:  # one commit: the two versions would bear one sequence
         return "same_commit"
     known.place, known.expires_at_ms = place, fact.expires_at_ms
-    edit = Edit(place[0], at_ms, intern(fact.author), intern(fact.swarm), fact.task)
+    edit = Edit(place[0], at_ms, intern(fact.author), intern(fact.swarm), fact.task, place[1], intern(fact.step))
     if known.updates is None:
         known.updates = []
     who = (fact.swarm, fact.task)

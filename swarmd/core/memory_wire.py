@@ -61,7 +61,10 @@ class RememberMany(Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class UpdateRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """What a memory says from now on; what is left out stays. `if_seq` refuses when another version is current."""
+    """What a memory says from now on; what is left out stays. `if_seq` refuses when another version is current.
+
+    The same `step` of a task is answered like the first time, as is the same again that names its `if_seq`.
+    """
 
     id: str
     text: str | UnsetType = UNSET

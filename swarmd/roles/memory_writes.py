@@ -175,6 +175,8 @@ class Writes:
             for _ in range(UPDATE_TRIES):
                 known = memory_fold.present(state, memory)
                 self._check_update(caller, memory, known)
+                if seq := await self._made_before(caller, wanted, known):
+                    return RememberReply(memory, seq)
                 (held,) = await self._log.versions([known.place])
                 fact = self._updated(caller, wanted, held, known)
                 if _says(fact) == _says(held):
@@ -193,6 +195,19 @@ class Writes:
         if not may_update(caller, known.space, known.swarm, known.author, known.task):
             why = f"memory {memory[:200]} is not yours to change: ask as its author or as an admin"
             raise Rejected("not_allowed", why)
+
+    async def _made_before(self, caller: Caller, wanted: UpdateRequest, known: Known) -> int:
+        """Where this very update is in the log, whose answer got lost, also where others came after it; else 0."""
+        edits = known.updates or []
+        if caller.kind == "member" and wanted.task and wanted.step:
+            who = (caller.swarm, wanted.task, wanted.step)
+            return next((edit.seq for edit in edits if (edit.swarm, edit.task, edit.step) == who), 0)
+        places = [known.first, *((edit.seq, edit.index) for edit in edits)]
+        at = next((at for at, place in enumerate(places[:-2]) if place[0] == wanted.if_seq), -1)
+        if at < 0:  # it names no version, or none that is older than the last but one
+            return 0
+        replaced, made = await self._log.versions(places[at : at + 2])
+        return places[at + 1][0] if _says(self._updated(caller, wanted, replaced, known)) == _says(made) else 0
 
     def _updated(self, caller: Caller, wanted: UpdateRequest, held: Version, known: Known) -> Updated:
         """The next version. Raises `Rejected`, `Fault("memory_behind")`."""

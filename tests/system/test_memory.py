@@ -98,6 +98,27 @@ async def test_an_update_is_a_whole_new_version_made_of_the_present_one(world: W
     assert (await world.refused("update", asked, **MAIN)).code == "forgotten"
 
 
+async def test_an_update_whose_answer_got_lost_is_answered_like_the_first_time_though_others_came_after_it(
+    world: World,
+) -> None:
+    seq = await world.kept("old", MAIN, id="a", author="desk", space="swarm")
+    step: dict[str, Any] = {"id": "a", "text": "by a step", "agent": "desk", "task": "t1", "step": "update_memory#1"}
+    first = await world.tell("update", {**step, "expires_at_ms": world.clock.now_ms() + 60_000}, **MAIN)
+    named = {"id": "a", "labels": {"k": "v"}, "agent": "desk", "if_seq": first.seq}
+    second = await world.tell("update", named, **MAIN)
+    third = await world.tell("update", {"id": "a", "text": "by somebody else", "agent": "lab"}, **MAIN)
+    assert seq < first.seq < second.seq < third.seq
+    # Begun anew after a crash, a step may count its time from another moment.
+    assert await world.tell("update", {**step, "expires_at_ms": world.clock.now_ms() + 61_000}, **MAIN) == first
+    assert await world.tell("update", {**step, "if_seq": seq}, **MAIN) == first
+    assert await world.tell("update", named, **MAIN) == second
+    assert (await world.refused("update", {**named, "labels": {"k": "w"}}, **MAIN)).code == "stale_update"
+    (held,) = (await world.get("a", **MAIN)).memories
+    assert (held.text, held.labels, held.seq) == ("by somebody else", {"k": "v"}, third.seq)
+    later = await world.tell("update", {**step, "step": "update_memory#2"}, **MAIN)
+    assert later.seq > third.seq
+
+
 async def test_of_updates_at_once_that_name_a_version_one_wins(world: World) -> None:
     seq = await world.kept("old", MAIN, id="a", author="desk")
     asked = [{"id": "a", "text": f"new {n}", "agent": "desk", "if_seq": seq} for n in range(10)]
