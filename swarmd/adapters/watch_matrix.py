@@ -46,7 +46,7 @@ class NumpyWatchMatrix:
             if row == len(self._rows):
                 self._grow()
         self._rows[row] = vector
-        self._thresholds[row] = threshold - ROUNDING
+        self._thresholds[row] = max(-2.0, min(2.0, threshold)) - ROUNDING
 
     def remove(self, watcher: str) -> None:
         """Idempotent."""
@@ -69,7 +69,8 @@ class NumpyWatchMatrix:
         asked = numpy.empty((len(vectors), self._dimension), numpy.float32)
         for at, vector in enumerate(vectors):
             asked[at] = vector
-        cosines = asked @ self._rows[:count].T
+        with numpy.errstate(over="ignore", invalid="ignore"):  # of a vector that is none, NaN: near to nothing
+            cosines = asked @ self._rows[:count].T
         for at, row in zip(
             *(axis.tolist() for axis in numpy.nonzero(cosines >= self._thresholds[:count])), strict=True
         ):

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 MEMORY_ROLE: Final = "memory"
 #: Matches that are kept for a watcher that does not fetch them; older ones are counted as missed.
 MATCHES_MAX: Final = 10_000
+#: A generation may be so far beyond the last one; and vectors may have so many dimensions. What says more is void.
+GENERATIONS_AHEAD: Final = 1_000_000
+DIMENSION_MAX: Final = 32_768
 
 
 class Edit(Struct, frozen=True, gc=False):
@@ -50,11 +53,11 @@ class Edit(Struct, frozen=True, gc=False):
     author: str = ""
     swarm: str = ""
     task: str = ""
+    index: int = 0
+    step: str = ""
 
 
 class Known(Struct, gc=False):
-    index: int = 0
-    step: str = ""
     """A memory id that was used: the digest of its first text, the places of its first and its present version.
 
     `gone_seq` is where it was dropped (0: it was not). `readers` are tasks (swarm/task), each with the sequence where
@@ -240,6 +243,10 @@ def _unwatched(state: MemoryState, watcher: str, fact: Unwatched, place: Place) 
 def _matched(state: MemoryState, memory: str, fact: Matched, place: Place) -> str:
     if (fact.seq, fact.index) <= state.matched:
         return "already_matched"
+    if (fact.seq, fact.index) >= place:  # it would keep all that comes until then from being matched
+        return "not_there_yet"
+    if fact.watchers and memory not in state.known:
+        return "unknown_memory"
     # One commit may tell of many matches, and whoever has seen one of them has not seen the next.
     state.numbered = max(state.numbered + 1, place[0])
     for watcher, similarity in fact.watchers.items():
@@ -255,8 +262,11 @@ def _matched(state: MemoryState, memory: str, fact: Matched, place: Place) -> st
 
 
 def _rebuilt(state: MemoryState, subject: str, fact: Rebuilt, place: Place) -> str:
-    if state.rebuilt is not None and fact.generation <= state.rebuilt.generation:
+    last = 0 if state.rebuilt is None else state.rebuilt.generation
+    if fact.generation <= last:
         return "older_generation"
+    if fact.generation > last + GENERATIONS_AHEAD or not 1 <= fact.dimension <= DIMENSION_MAX:
+        return "bad_generation"
     state.rebuilt = fact
     return ""
 

@@ -137,6 +137,8 @@ class Jobs:
         log = projection.log
         await vectors_of(embeddings, [HARMLESS])  # one that cannot be asked fails here, not after an hour
         generation = projection.next_generation()
+        while log.state.rebuilt is not None and generation <= log.state.rebuilt.generation:
+            generation = projection.next_generation()  # the log tells of one that could never be opened
         feed = projection.start(f"g{generation}", projection.vectors_of(spec, embeddings), generation)
 
         def is_near() -> bool:

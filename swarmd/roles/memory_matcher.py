@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from swarmd.core import memory_filter, memory_fold
 from swarmd.core.codec import Commit
-from swarmd.core.errors import Fault, SwarmdError
+from swarmd.core.errors import Fault, Rejected, SwarmdError
 from swarmd.core.events import Event
 from swarmd.core.memory import Matched, Memory, Unwatched, Version, Watched, version_of
 from swarmd.core.state import Place
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from swarmd.core.codec import Garbage
+    from swarmd.core.memory_filter import Filter
     from swarmd.core.memory_fold import Watch
     from swarmd.ports import Clock, Meter, Probe, WatchMatrix
     from swarmd.roles.memory_log import MemoryLog
@@ -39,6 +40,8 @@ MARK_COMMITS: Final = 5_000
 MARK_VERSIONS: Final = 1_000
 RETRY_MS: Final = 500
 SWEEP_MS: Final = 1_000
+#: What is more is none, but for rounding: the log may hold vectors that did not come through the door.
+COSINE_MAX: Final = 1.001
 #: Digits of a cosine in the log.
 DIGITS: Final = 6
 
@@ -216,7 +219,9 @@ class Matcher:
         return {
             watcher: round(cosine, DIGITS)
             for watcher, cosine in sorted(near)
-            if (watch := held.get(watcher)) is not None and self._wants(watcher, watch, memory, now)
+            if abs(cosine) <= COSINE_MAX
+            and (watch := held.get(watcher)) is not None
+            and self._wants(watcher, watch, memory, now)
         }
 
     def _wants(self, watcher: str, watch: Watch, memory: Memory, now_ms: int) -> bool:
@@ -229,7 +234,7 @@ class Matcher:
             return True
         read = self._filters.get(watcher)
         if read is None or read[0] is not fact:
-            read = self._filters[watcher] = (fact, memory_filter.parse(fact.filter))
+            read = self._filters[watcher] = (fact, _read(fact.filter))
         return memory_filter.matches(read[1], memory)
 
     async def _sweep(self) -> None:
@@ -244,3 +249,11 @@ class Matcher:
                 await self._log.commit(*((watcher, Unwatched(reason="expired")) for watcher in expired))
             except SwarmdError as error:
                 self._probe.trouble("expired watches", error)
+
+
+def _read(text: str) -> Filter:
+    """The filter of a watch. One that nobody could have asked for lets nothing through, and holds no other watch up."""
+    try:
+        return memory_filter.parse(text)
+    except Rejected:
+        return memory_filter.Or(())

@@ -252,6 +252,7 @@ def _version_of(memory: str, version: Version, known: Known, place: Place) -> Me
 def _exported(memory: str, version: Version, known: Known, place: Place) -> ExportedMemory:
     passage = passage_of(_version_of(memory, version, known, place))
     exported = ExportedMemory(**msgspec.structs.asdict(passage), step=known.step, embedder=version.embedder)
-    if version.vector:
-        exported.vector = memory_door.vector_of(version.vector).tolist()
+    vector = memory_door.vector_of(version.vector)
+    if vector:
+        exported.vector = vector.tolist()
     return exported

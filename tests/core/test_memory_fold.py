@@ -218,3 +218,23 @@ def test_any_log_is_folded_the_same_whole_or_in_parts(
     stored = {memory.id: memory.seq for memory, _ in rows}
     assert stored == {memory: known.place[0] for memory, known in whole.known.items() if not known.gone_seq}
     msgspec.json.encode(whole)  # nothing in it that could not be written down
+
+
+def test_what_was_not_matched_yet_cannot_be_said_to_be() -> None:
+    log = Log()
+    log.add(("w", Watched(threshold=-1.0, text="x")))
+    log.add(("a", Remembered(text="one")))
+    log.add(("a", Matched(seq=2**62, index=0, watchers={"w": 0.9})), ("a", Matched(seq=3, index=10**30)))
+    log.add(("nobody", Matched(seq=2, index=0, watchers={"w": 0.9})))
+    assert (log.state.matched, log.state.watches["w"].matches) == ((1, 0), [])
+    log.add(("a", Matched(seq=2, index=0, watchers={"w": 0.9})))
+    assert log.state.watches["w"].matches == [(5, "a", 2, 0.9)]
+    assert log.state.counters.ignored == {"not_there_yet": 2, "unknown_memory": 1}
+
+
+def test_a_generation_that_nobody_could_have_built_is_void() -> None:
+    log = Log()
+    for generation, dimension in ((2**63, 64), (10**4_000, 64), (0, 64), (-7, 64), (2, 0), (2, 10**12)):
+        log.add(("m", Rebuilt(generation=generation, embedder="hash", embedder_id="x", dimension=dimension)))
+    assert log.state.rebuilt is None
+    assert log.state.counters.ignored == {"bad_generation": 4, "older_generation": 2}
