@@ -38,6 +38,8 @@ _GRAM_WEIGHT: Final = 0.3
 _GROUP_WEIGHT: Final = 0.8
 # Words are forgotten before n-grams: of these there are few, and each is in many words.
 _WORDS_CACHED: Final = 16_384
+#: What is longer is hardly a word and will hardly come again; one of 32 kB would hold 13 MB for its features.
+WORD_CHARS_KEPT: Final = 64
 _GRAMS_CACHED: Final = 65_536
 _COUNTS: Final = (0.0, *(1.0 + log(count) for count in range(1, 64)))
 
@@ -87,12 +89,16 @@ def terms_of(text: str) -> list[str]:
     return stems(text) or words(text) or [text.strip()]
 
 
-@lru_cache(maxsize=_WORDS_CACHED)
 def features_of(term: str, dimension: int) -> tuple[tuple[_Places, float], ...]:
     """Where a term counts, and with what weight: itself, its n-grams, its groups. Of places that meet, the more
 
     weight holds, and their counts add up.
     """
+    return _kept(term, dimension) if len(term) <= WORD_CHARS_KEPT else tuple(_found(term, dimension))
+
+
+@lru_cache(maxsize=_WORDS_CACHED)
+def _kept(term: str, dimension: int) -> tuple[tuple[_Places, float], ...]:
     return tuple(_found(term, dimension))
 
 

@@ -103,11 +103,14 @@ class _Stems(dict[str, str]):
     def __missing__(self, word: str) -> str:
         if len(self) >= _STEMS_MAX:
             self.clear()
+        if len(word) > _WORD_CHARS_KEPT:
+            return stem.__wrapped__(word)
         self[word] = found = "" if word in STOP_WORDS else stem(word)
         return found
 
 
 _STEMS_MAX = 65_536
+_WORD_CHARS_KEPT = 64  # what is longer is hardly a word: it may have 32 kB, and will not come again
 _stems = _Stems()
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from swarmd.hash_embedder import DIMENSION, HashEmbedder, features_of, terms_of
+from swarmd.hash_embedder import DIMENSION, WORD_CHARS_KEPT, HashEmbedder, features_of, terms_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +90,8 @@ class HashBatches:
         features = features_of(term, self.dimension)
         places = np.array([first << self._bits | second for (first, second), _ in features], self._key)
         known = places.tobytes(), np.array([weight for _, weight in features]).tobytes(), len(features)
-        if len(self._terms) >= TERMS_MAX:
-            self._terms = {}
-        self._terms[term] = known
+        if len(term) <= WORD_CHARS_KEPT:
+            if len(self._terms) >= TERMS_MAX:
+                self._terms = {}
+            self._terms[term] = known
         return known

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from swarmd.common_words import WEIGHTS, weight_of
 from swarmd.core.errors import Rejected
-from swarmd.hash_embedder import HashEmbedder
+from swarmd.hash_embedder import WORD_CHARS_KEPT, HashEmbedder, features_of
 from swarmd.synonyms import by_stem, groups_of
-from swarmd.text import STOP_WORDS
+from swarmd.text import STOP_WORDS, _stems, stem
 
 EMBEDDER = HashEmbedder(256)
 
@@ -120,3 +120,15 @@ def test_the_vectors_of_an_id_never_change() -> None:
 def test_an_impossible_dimension_is_refused(dimension: int) -> None:
     with pytest.raises(Rejected, match="dimension"):
         HashEmbedder(dimension)
+
+
+def test_what_is_too_long_for_a_word_is_not_kept() -> None:
+    before = features_of("word", 64)
+    assert features_of("word", 64) is before
+    features_of("w" * (WORD_CHARS_KEPT + 1), 64)
+    assert stem("w" * 5_000) == "w" * 5_000
+    assert not any(len(word) > WORD_CHARS_KEPT for word in _stems)
+    text = "long" * 100 + " and short"
+    assert HashEmbedder(64).embed([text]) == HashEmbedder(64).embed([text])
+    assert not any(len(word) > WORD_CHARS_KEPT for word in _stems)
+    assert features_of("l" * 1_000, 64) is not features_of("l" * 1_000, 64)
