@@ -32,8 +32,11 @@ class BertEmbedder:
         """Reads and checks the directory. Raises `Rejected("bad_model" | "missing_extra")`."""
         if importlib.util.find_spec("numpy") is None:
             raise Rejected("missing_extra", "a model directory needs numpy: pip install 'swarmd[memory]'")
-        path = Path(folder).expanduser()
-        files = read_model(path)
+        try:
+            path = Path(folder).expanduser()
+            files = read_model(path)
+        except (OSError, RuntimeError, ValueError) as error:  # a path too long, of nobody's home, with a NUL
+            raise Rejected("bad_model", f"the directory {folder[:200]!r} cannot be opened: {error}") from None
         self._config, self._pooling = files.config, files.pooling
         self._words = WordPiece(files.vocabulary, lower=files.lower)
         self._tokens_max = files.tokens_max

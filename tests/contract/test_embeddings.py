@@ -43,6 +43,9 @@ def test_the_configured_embedder_is_the_default_and_a_spec_goes_before_it() -> N
         ("hash:12", "bad_dimension", "between"),
         ("nobody:model", "unknown_model", "nobody:model"),
         ("openai: ", "bad_embedder", "provider:model"),
+        ("model:" + "a" * 5_000, "bad_model", "cannot be opened"),
+        ("model:~nobody-of-that-name/model", "bad_model", "cannot be opened"),
+        ("model:/a\0b", "bad_model", "no directory"),
     ],
 )
 def test_a_bad_spec_says_what_to_write_instead(spec: str, code: str, words: str) -> None:
