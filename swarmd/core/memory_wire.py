@@ -215,10 +215,14 @@ class JobRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class ExportRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """The memories that are there, in the order of the log, from after sequence `after`."""
+    """The memories that are there, in the order of the log, from after sequence `after`: about `max` of them.
+
+    With `index`, from after that place within the commit at `after`, as the page before says.
+    """
 
     after: int = 0
     max: int = 500
+    index: int | UnsetType = UNSET
 
 
 class RememberReply(Struct, omit_defaults=True):
@@ -397,11 +401,15 @@ class ExportedMemory(RecalledPassage, omit_defaults=True):
 
 
 class ExportReply(Struct, omit_defaults=True):
-    """A page; the next one starts after `next`, and `next` 0 says that this was the last."""
+    """A page; the next one starts after `next`, and `next` 0 says that this was the last.
+
+    Where the page has no room for the rest of the commit at `next`, `index` says how far it is in.
+    """
 
     memories: list[ExportedMemory] = field(default_factory=list)
     next: int = 0
     error: Failure | UnsetType = UNSET
+    index: int | UnsetType = UNSET
 
 
 class Refusal(Struct):

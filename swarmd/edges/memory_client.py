@@ -206,13 +206,14 @@ class MemoryClient(MemoryLink):
 
     async def export(self, after: int = 0) -> AsyncIterator[ExportedMemory]:
         """Every memory that is there, in the order of the log, from after sequence `after`."""
+        asked = ExportRequest(after)
         while True:
-            page = await self._ask("export", ExportRequest(after), ExportReply)
+            page = await self._ask("export", asked, ExportReply)
             for memory in page.memories:
                 yield memory
             if not page.next:
                 return
-            after = page.next
+            asked.after, asked.index = page.next, page.index
 
     async def _run_job(self, verb: str, body: Any, on_progress: Callable[[Job], None] | None) -> Job:
         job = _job_in(await self._ask(verb, body, JobReply, repeat=False))

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from swarmd.roles.memory_log import MemoryLog
     from swarmd.roles.memory_projection import Projection
 
-#: A page of an export ends with the commit in which it has reached so many bytes; a commit has at most as many again.
+#: A page of an export ends with the commit in which it has reached so many bytes, or where an answer is full.
 PAGE_BYTES: Final = 256 * 1024
 #: Memories looked at before others get their turn.
 SLICE: Final = 5_000
@@ -55,7 +55,7 @@ class Reads:
     def __init__(self, log: MemoryLog, projection: Projection, clock: Clock) -> None:
         self._log, self._projection, self._clock = log, projection, clock
         self._order: list[tuple[Place, str]] = []
-        self._ordered_after = 0
+        self._ordered_from: Place = (0, 0)
 
     # --- recall ---
 
@@ -144,7 +144,7 @@ class Reads:
     # --- export ---
 
     async def export(self, wanted: ExportRequest) -> ExportReply:
-        """A page of what is there, in the order of the log: no commit's versions are parted, so a sequence is a mark.
+        """A page of what is there, in the order of the log: whole commits, as far as they fit into an answer.
 
         Raises `Rejected("bad_sequence" | "bad_page")`, `Fault`.
         """
@@ -152,14 +152,15 @@ class Reads:
             raise Rejected("bad_sequence", f"after is {wanted.after}: the sequence that a page ended with, or 0")
         if not 1 <= wanted.max <= MANY_MAX:
             raise Rejected("bad_page", f"max is {wanted.max}: ask for 1 to {MANY_MAX} memories in a page")
-        state, after, now_ms = self._log.state, wanted.after, self._clock.now_ms()
+        first = (wanted.after + 1, 0) if isinstance(wanted.index, UnsetType) else (wanted.after, wanted.index + 1)
+        state, now_ms = self._log.state, self._clock.now_ms()
         memories: list[ExportedMemory] = []
         size = 0
         while len(memories) < wanted.max and size < PAGE_BYTES:
-            entries = await self._next_in_order(after)
+            entries = await self._next_in_order(first)
             if not entries:
                 return ExportReply(memories)
-            after = entries[-1][0][0]
+            first = (entries[-1][0][0] + 1, 0)
             held = [
                 (place, memory, known)
                 for place, memory in entries
@@ -171,31 +172,35 @@ class Reads:
                 await asyncio.sleep(0)
             versions = await self._log.versions([place for place, _, _ in held])
             more = [_exported(m, version, k, p) for (p, m, k), version in zip(held, versions, strict=True)]
-            memories += more
-            size += sum(map(_size, more))
-        return ExportReply(memories, after)
+            fit = fitting(more, ANSWER_BYTES_MAX - size)
+            memories += more[:fit]
+            size += sum(map(_size, more[:fit]))
+            if fit < len(more):  # its own vectors are much longer in an answer than they are in the log
+                seq, index = held[fit][0]
+                return ExportReply(memories, seq, index=index - 1) if index else ExportReply(memories, seq - 1)
+        return ExportReply(memories, first[0] - 1)
 
-    async def _next_in_order(self, after: int) -> list[tuple[Place, str]]:
-        """What stood in the next commit after `after` that says something, when the order was made; [] at the end."""
-        at = bisect_left(self._order, ((after + 1, 0), ""))
-        if at == len(self._order) or after < self._ordered_after:
-            await self._put_in_order(after)
+    async def _next_in_order(self, first: Place) -> list[tuple[Place, str]]:
+        """What stood in the next commit from `first` on that says something, when the order was made; [] at the end."""
+        at = bisect_left(self._order, (first, ""))
+        if at == len(self._order) or first < self._ordered_from:
+            await self._put_in_order(first)
             at = 0
         end = at
         while end < len(self._order) and self._order[end][0][0] == self._order[at][0][0]:
             end += 1
         return self._order[at:end]
 
-    async def _put_in_order(self, after: int) -> None:
-        """Sort what there is after `after`. What changes later is later in the log, and is found by the next sort."""
+    async def _put_in_order(self, first: Place) -> None:
+        """Sort what there is from `first` on. What changes later is later in the log, and is found by the next sort."""
         everything = list(self._log.state.known.items())
         order = []
         for start in range(0, len(everything), SLICE):
             some = everything[start : start + SLICE]
-            order += [(known.place, memory) for memory, known in some if not known.gone_seq and known.place[0] > after]
+            order += [(known.place, memory) for memory, known in some if not known.gone_seq and known.place >= first]
             await asyncio.sleep(0)
         order.sort()
-        self._order, self._ordered_after = order, after
+        self._order, self._ordered_from = order, first
 
 
 def is_expired(known: Known, now_ms: int) -> bool:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("numpy", reason="needs numpy (pip install 'swarmd[memory]')")
 
+from swarmd.core import memory_door
 from swarmd.core.errors import Fault
 from swarmd.core.events import Failure
-from swarmd.core.memory_wire import ExportReply, GetReply, RecallReply, RememberManyReply, RememberReply
+from swarmd.core.memory import RememberedV2
+from swarmd.core.memory_wire import ExportReply, ExportRequest, GetReply, RecallReply, RememberManyReply, RememberReply
 from tests.system.memory_nodes import World, a_world, code
 
 if TYPE_CHECKING:
@@ -253,6 +256,24 @@ async def test_an_export_is_all_that_is_there_and_enough_to_remember_it_again(wo
     assert found["b"].vector == vector
     assert (await world.refused("export", {"max": 0}, **ADMIN)).code == "bad_page"
     assert (await world.refused("export", {"after": -1}, **ADMIN)).code == "bad_sequence"
+
+
+async def test_a_commit_that_no_answer_has_room_for_is_exported_in_parts(world: World) -> None:
+    vector = memory_door.vector_bytes(memory_door.unit_vector([1 / (n + 3) for n in range(512)], 512))
+    facts = [(f"m{n}", RememberedV2(text=f"text {n}", vector=vector, embedder="mine")) for n in range(160)]
+    log = world.nodes[0].node._log
+    await log.commit(*facts)
+    assert len({log.state.known[memory].place[0] for memory, _ in facts}) == 1
+    found: list[str] = []
+    asked = ExportRequest()
+    while True:
+        page = await world.ask("export", asked, ExportReply, **ADMIN)
+        assert len(msgspec.json.encode(page)) < 1_000_000
+        found += [one.id for one in page.memories]
+        if not page.next:
+            break
+        asked.after, asked.index = page.next, page.index
+    assert found == [memory for memory, _ in facts]
 
 
 async def test_without_its_store_a_memory_remembers_and_shows_by_id(

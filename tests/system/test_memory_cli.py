@@ -465,6 +465,8 @@ async def test_an_export_that_was_cut_off_is_gone_on_with(typed: Terminal, tmp_p
     source, out, part = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     source.write_text("\n".join(json.dumps({"text": f"text {n}", "id": f"m{n}"}) for n in range(8)))
     await typed("import", str(source))
+    for n, seq in enumerate((1, 1, 1, 4, 4, 4, 7, 8)):  # one commit has many: it may be cut off in its midst
+        typed.node.memories[f"m{n}"].seq = seq
     whole = (await typed("export")).out
     typed.node.answers["export"] = lambda wanted: refused("log_unreadable", "the log cannot be read")
     done = await typed("export", str(out))
@@ -474,6 +476,10 @@ async def test_an_export_that_was_cut_off_is_gone_on_with(typed: Terminal, tmp_p
     done = await typed("export", str(out), "--resume")
     assert done.code == 0, done.err
     assert out.read_text() == whole
+    for lines in range(9):
+        part.write_text("".join(whole.splitlines(True)[:lines]))
+        assert (await typed("export", str(out), "--resume")).code == 0
+        assert out.read_text() == whole, lines
     part.write_text("not a memory\n")
     done = await typed("export", str(out), "--resume")
     assert (done.code, "does not end in a memory" in done.err) == (2, True)

@@ -145,7 +145,7 @@ def _target(args: argparse.Namespace) -> Iterator[tuple[TextIO, int]]:
         return
     part = Path(args.file + PART)
     try:
-        after = _last_seq(part) if args.resume else args.after
+        after = _cut(part) if args.resume else args.after
         file = part.open("a" if args.resume else "w", encoding="utf-8", newline="\n")
     except OSError as error:
         raise Rejected("bad_usage", f"cannot write {part}: {error.strerror}") from None
@@ -153,12 +153,9 @@ def _target(args: argparse.Namespace) -> Iterator[tuple[TextIO, int]]:
         yield file, after
 
 
-def _last_seq(part: Path) -> int:
-    """The sequence of the last whole line of an unfinished export, whose broken end is cut off."""
-    import msgspec
-
-    from swarmd.core.errors import UNREADABLE, Rejected
-    from swarmd.core.memory_wire import ExportedMemory
+def _cut(part: Path) -> int:
+    """Cut the last commit off an unfinished export, which may not be in it whole; the sequence to go on after."""
+    from swarmd.core.errors import Rejected
     from swarmd.edges.memory_lines import LINE_BYTES_MAX
 
     with part.open("r+b") as file:
@@ -167,17 +164,30 @@ def _last_seq(part: Path) -> int:
         while True:
             start = max(0, size - tail)
             file.seek(start)
-            *whole, broken = file.read().split(b"\n")
-            if start == 0 or len(whole) > 1:  # the first piece of a tail may be half a line
+            *lines, broken = file.read().split(b"\n")
+            whole = lines[1:] if start else lines  # the first piece of a tail may be half a line
+            last = _seq_in(whole[-1], part) if whole else 1
+            kept = len(whole)
+            while kept and _seq_in(whole[kept - 1], part) == last:
+                kept -= 1
+            if kept or start == 0:
                 break
-            if tail > 2 * LINE_BYTES_MAX:
+            if not whole and tail > 2 * LINE_BYTES_MAX:
                 raise Rejected("bad_usage", f"{part} has no whole line near its end: export without --resume")
             tail *= 4
-        file.truncate(size - len(broken))
-    if not whole:
-        return 0
+        file.truncate(size - len(broken) - sum(len(line) + 1 for line in whole[kept:]))
+    return max(0, last - 1)
+
+
+def _seq_in(line: bytes, part: Path) -> int:
+    """The sequence of a line's memory. Raises `Rejected("bad_usage")`."""
+    import msgspec
+
+    from swarmd.core.errors import UNREADABLE, Rejected
+    from swarmd.core.memory_wire import ExportedMemory
+
     try:
-        return msgspec.json.decode(whole[-1], type=ExportedMemory).seq
+        return msgspec.json.decode(line, type=ExportedMemory).seq
     except UNREADABLE:
         raise Rejected("bad_usage", f"{part} does not end in a memory: export without --resume") from None
 
