@@ -62,6 +62,7 @@ class Jobs:
         job = self._reserve("view" if is_view else "rebuild")
         try:
             if is_view:
+                self._serving()
                 job.as_of = await self._sequence(request)
                 return self._begin(job, lambda: self._view(job))
             spec, dimension = self._spec(request.embedder)
@@ -75,13 +76,18 @@ class Jobs:
         """Begin a verification."""
         job = self._reserve("verify")
         try:
-            feed = self._projection.feed
-            if feed is None:
-                raise Fault("memory_behind", self._projection.trouble)
+            feed = self._serving()
             return self._begin(job, lambda: Verification(self._projection.log, feed, job).run(request.repair))
         except BaseException:
             self._give_up(job)
             raise
+
+    def _serving(self) -> Feed:
+        """The store in service. Raises `Fault("memory_behind")` while there is none."""
+        feed = self._projection.feed
+        if feed is None:
+            raise Fault("memory_behind", self._projection.trouble)
+        return feed
 
     # --- one at a time ---
 
@@ -149,12 +155,15 @@ class Jobs:
         try:
             await self._filled(job, feed, is_near)
             await log.commit((log.memory, projection.rebuilt(generation, spec, embeddings)))
-            if log.state.rebuilt is None or log.state.rebuilt.generation != generation:
+            if _tells_of_another(log, generation):
                 raise Conflict("rebuild_lost", "the log did not accept the new generation: begin again")
         except SwarmdError:
             await projection.end(feed)
             raise
-        await log.until(lambda: projection.feed is feed)
+        await log.until(lambda: projection.feed is feed or _tells_of_another(log, generation))
+        if projection.feed is not feed:
+            await projection.end(feed)
+            raise Conflict("rebuild_lost", "another generation took over meanwhile: begin again if it is still wanted")
         job.rows = feed.rows
 
     async def _filled(self, job: Job, feed: Feed, is_filled: Callable[[], bool]) -> None:
@@ -181,8 +190,7 @@ class Jobs:
         if job.as_of in projection.views:
             job.done = job.total = job.as_of
             return
-        serving = projection.feed
-        assert serving is not None
+        serving = self._serving()
         past = await fold_upto(projection.log, job.as_of)
         vectors = projection.vectors_of(serving.vectors.spec, serving.vectors.embeddings)
         feed = projection.make(f"asof_{job.as_of}", vectors).of_the_past(past)
@@ -214,6 +222,12 @@ class Jobs:
         if not first:
             raise Rejected("bad_as_of", f"the log has nothing that is as old as {request.as_of_ms} ms since 1970")
         return first
+
+
+def _tells_of_another(log: MemoryLog, generation: int) -> bool:
+    """Whether another generation than this one is in service by the log."""
+    rebuilt = log.state.rebuilt
+    return rebuilt is None or rebuilt.generation != generation
 
 
 class _Reached(Exception):

@@ -98,7 +98,8 @@ class Matcher:
             while True:
                 await self._log.until(lambda: bool(state.watches) and self._projection.feed is not None)
                 feed = self._projection.feed
-                assert feed is not None
+                if feed is None:  # gone again
+                    continue
                 matching = group.create_task(self._match(feed.vectors))
                 await self._log.until(lambda feed=feed: not state.watches or self._projection.feed is not feed)  # type: ignore[misc]
                 matching.cancel()

@@ -346,15 +346,13 @@ class Projection:
 
     async def vectors(self, texts: Sequence[str]) -> list[Sequence[float]]:
         """Vectors of queries, as the store in service has them. Raises `Fault("memory_behind" | ...)`, `Rejected`."""
-        if self.feed is None:
+        while True:
             try:
                 async with asyncio.timeout(RECALL_WAIT_MS / 1000):
-                    await self.log.until(lambda: self.feed is not None)
+                    feed = await self._served(lambda feed: True)
             except TimeoutError:
                 raise Fault("memory_behind", self.trouble) from None
-        while True:
-            feed = self.feed
-            found = await vectors_of(self._vectors().embeddings, texts)
+            found = await vectors_of(feed.vectors.embeddings, texts)
             if self.feed is feed or self.feed is None:
                 return found
 
@@ -371,9 +369,7 @@ class Projection:
         try:
             async with asyncio.timeout(RECALL_WAIT_MS / 1000):
                 while True:
-                    await self.log.until(lambda: self._serves(at_least_seq))
-                    feed = self.feed
-                    assert feed is not None
+                    feed = await self._served(lambda feed: feed.serves and feed.applied >= at_least_seq)
                     if query.vector is not None and pin not in (None, feed.vectors.pin):
                         raise Fault("rebuilt", "the memory is embedded by another embedder since now: ask again")
                     try:
@@ -413,9 +409,13 @@ class Projection:
                 self.log.moved()
         return hits, seq
 
-    def _serves(self, at_least_seq: int) -> bool:
-        feed = self.feed
-        return feed is not None and feed.serves and feed.applied >= at_least_seq
+    async def _served(self, is_fit: Callable[[Feed], bool]) -> Feed:
+        """Wait until the store in service is fit. Between that and whoever waits, it may be gone again."""
+        while True:
+            feed = self.feed
+            if feed is not None and is_fit(feed):
+                return feed
+            await self.log.until(lambda: self.feed is not None and is_fit(self.feed))
 
     def _behind(self, at_least_seq: int) -> str:
         if self.trouble:

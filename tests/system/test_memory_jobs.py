@@ -111,6 +111,19 @@ async def test_another_embedder_takes_over_and_stays(server: NatsServer) -> None
         assert len(await again.recall("fact", k=100)) == 30
 
 
+async def test_without_a_store_in_service_there_is_no_view_and_the_node_goes_on(server: NatsServer) -> None:
+    async with lives(server) as living:
+        living.embedders.missing.add("hash:64")
+        desk = await living.desk()
+        await desk.remember("fact")
+        await until(lambda: desk.probe.heard("there is no hash:64 here"))
+        with pytest.raises(Fault, match="there is no hash:64 here"):
+            await desk.projection.rebuild(RebuildRequest(as_of_seq=1))
+        living.embedders.missing.clear()
+        await until(lambda: desk.projection.warm)
+        assert (await desk.done(await desk.projection.rebuild(RebuildRequest(as_of_seq=1)))).state == "done"
+
+
 async def test_an_embedder_that_cannot_be_asked_fails_the_job_alone(server: NatsServer) -> None:
     async with lives(server) as living:
         desk = await living.warm("hash:64")
