@@ -134,7 +134,7 @@ class Embedder(Protocol):
     id: str
     dimension: int
 
-    def embed(self, texts: Sequence[str]) -> list[list[float]]: ...
+    def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]: ...
 
 
 class Embeddings(Protocol):

@@ -1,14 +1,16 @@
 """The hash embedder in batches, with numpy: the same vectors, about seven times as fast.
 
 Job: whoever fills a store of 100,000 memories waits for the embedder first. Invariants: features, weights and places
-are those of `swarmd.hash_embedder`, and so is the id; vectors differ by rounding only (1e-15), so that stores made by
-one serve the other. Safe for calls from several threads. Must not know: stores, or what the vectors are for.
+are those of `swarmd.hash_embedder`, and so is the id; vectors differ by the rounding to float32 only, in which they are
+stored, so that stores made by one serve the other. Safe for calls from several threads. Must not know: stores, or what
+the vectors are for.
 Method: all features of a batch go into one array, keyed by their text and places; one sort brings together those that
 meet, and their counts and weights become one number each, which is added up at its places.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,11 +36,12 @@ class HashBatches:
         self._key = "int32" if 2 * self._bits + BATCH_TEXTS.bit_length() <= 31 else "int64"
         self._terms: dict[str, tuple[bytes, bytes, int]] = {}
 
-    def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector per text, in order. Never fails, as `HashEmbedder`."""
-        found: list[list[float]] = []
-        for at in range(0, len(texts), BATCH_TEXTS):
-            found += self._embedded(texts[at : at + BATCH_TEXTS]).tolist()
+    def embed(self, texts: Sequence[str]) -> list[array[float]]:
+        """One vector per text, in order, of float32. Never fails, as `HashEmbedder`."""
+        found, size = list["array[float]"](), 4 * self.dimension
+        for first in range(0, len(texts), BATCH_TEXTS):
+            vectors = self._embedded(texts[first : first + BATCH_TEXTS]).astype("float32").tobytes()
+            found += [array("f", vectors[at : at + size]) for at in range(0, len(vectors), size)]
         return found
 
     def _embedded(self, texts: Sequence[str]) -> Any:

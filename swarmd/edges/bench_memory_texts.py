@@ -8,7 +8,6 @@ Authors, tasks, labels and spaces are spread over the memories as in a busy swar
 
 from __future__ import annotations
 
-from array import array
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -20,6 +19,7 @@ from swarmd.core.memory_wire import RememberRequest
 from swarmd.edges.simulate.chance import Chance
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Iterable, Sequence
 
 DIMENSION: Final = 384
@@ -120,7 +120,7 @@ def is_shared(number: int) -> bool:
 
 def vectors_of(texts: Sequence[str]) -> list[array[float]]:
     """As the memory node makes them; blocks."""
-    return [array("f", vector) for vector in _EMBEDDER.embed(texts)]
+    return _EMBEDDER.embed(texts)
 
 
 def lines(memories: Iterable[RememberRequest]) -> bytes:

@@ -199,7 +199,7 @@ def _nearest(embedder: Embedder, texts: Sequence[str], queries: Sequence[str], d
     ]
 
 
-def _cosines(passages: list[list[float]], queries: list[list[float]]) -> Iterator[list[float]]:
+def _cosines(passages: Sequence[Sequence[float]], queries: Sequence[Sequence[float]]) -> Iterator[list[float]]:
     """With numpy where it is installed; without it this takes most of a minute."""
     if importlib.util.find_spec("numpy") is not None:
         import numpy
