@@ -365,13 +365,12 @@ class Projection:
         when another embedder is in service by now, `Rejected("unknown_view")`, and what the store raises.
         """
         if as_of:
-            return await self._search_view(query, as_of)
+            return await self._search_view(query, as_of, pin)
         try:
             async with asyncio.timeout(RECALL_WAIT_MS / 1000):
                 while True:
                     feed = await self._served(lambda feed: feed.serves and feed.applied >= at_least_seq)
-                    if query.vector is not None and pin not in (None, feed.vectors.pin):
-                        raise Fault("rebuilt", "the memory is embedded by another embedder since now: ask again")
+                    _check_pin(query, pin, feed)
                     try:
                         return await self._ask(feed, query)
                     except Fault as error:
@@ -381,7 +380,7 @@ class Projection:
         except TimeoutError:
             raise Fault("memory_behind", self._behind(at_least_seq)) from None
 
-    async def _search_view(self, query: VectorQuery, as_of: int) -> tuple[list[Hit], int]:
+    async def _search_view(self, query: VectorQuery, as_of: int, pin: Pin | None) -> tuple[list[Hit], int]:
         view = self._views.get(as_of)
         if view is None:
             there = f"there is one of {', '.join(map(str, self._views))}" if self._views else "there is none"
@@ -389,6 +388,7 @@ class Projection:
                 "unknown_view",
                 f"there is no view of sequence {as_of}, {there}: 'swarmd memory rebuild --as-of {as_of}' makes it",
             )
+        _check_pin(query, pin, view.feed)
         try:
             return await self._ask(view.feed, structs.replace(query, now_ms=view.at_ms))
         except Fault as error:
@@ -434,6 +434,12 @@ class Projection:
     def job(self, job_id: str) -> Job:
         """One of the latest jobs; the latest for "". Raises `Rejected("unknown_job")`."""
         return self._jobs.job(job_id)
+
+
+def _check_pin(query: VectorQuery, pin: Pin | None, feed: Feed) -> None:
+    """Raises `Fault("rebuilt")` where the query's vector and the store's were made by different embedders."""
+    if query.vector is not None and pin not in (None, feed.vectors.pin):
+        raise Fault("rebuilt", "the memory is embedded by another embedder since now: ask again")
 
 
 def _number(name: str, prefix: str) -> int:

@@ -14,6 +14,7 @@ from swarmd.core.errors import Conflict, Fault, Rejected
 from swarmd.core.events import Failure
 from swarmd.core.memory import Memory
 from swarmd.core.memory_wire import RebuildRequest, VerifyRequest
+from swarmd.ports import Pin, VectorQuery
 from tests.system.swarms import until
 
 if TYPE_CHECKING:
@@ -210,6 +211,10 @@ async def test_a_view_shows_what_was_remembered_then(server: NatsServer) -> None
         assert disk.collections[f"asof_{then}"].rows["leases expire"].memory.text == "leases expire"
         assert set(await desk.recall("bread")) == {"leases expire", "bread is brown"}
         assert desk.projection.views == [then]
+        foreign = VectorQuery("white", [1.0] + [0.0] * 63, k=5)
+        for as_of in (0, then):
+            with pytest.raises(Fault, match="another embedder since now"):
+                await desk.projection.search(foreign, as_of, pin=Pin("another", 64))
         await living.kill(desk)
         again = await living.warm(stores=FakeVectorStores(disk))
         await until(lambda: again.projection.views == [then])
