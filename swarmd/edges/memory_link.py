@@ -32,7 +32,7 @@ PAUSE_S, PAUSE_S_MAX = 0.1, 1.0
 SPARE_BYTES: Final = 1_024
 #: Nothing was done when these are answered; and these leave open whether it was.
 _NOT_DONE: Final = frozenset({"no_responders", "busy"})
-_UNSURE: Final = frozenset({"timeout", "disconnected", "not_accepted"})
+_UNSURE: Final = frozenset({"timeout", "disconnected", "not_accepted", "no_receipt"})
 
 
 class MemoryLink:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 ASKED_MAX: Final = 2_000
 POLLS_MAX: Final = 10_000
 HELD_BYTES_MAX: Final = 64 * 1024 * 1024
+#: Whatever takes longer is answered with an error, before whoever asked has given up.
+ANSWER_MS: Final = 24_000
 #: Tokens in a verb's place that are a memory's own subjects.
 _OWN: Final = frozenset({"lease", "beat", "log", "event"})
 _LONE: Final = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]..")
@@ -155,7 +157,12 @@ class Desk:
         assert doing.by_and_by is not None
         started_ms = self._ports.clock.now_ms()
         try:
-            answer(await doing.by_and_by(*asked))
+            async with asyncio.timeout(None if doing.waits else ANSWER_MS / 1000):
+                answered = await doing.by_and_by(*asked)
+            answer(answered)
+        except TimeoutError:
+            why = f"{verb} took longer than {ANSWER_MS} ms and may still be done: ask again, and look at `stats`"
+            answer(Refusal(Failure("timeout", why)))
         except SwarmdError as error:
             answer(Refusal(Failure(error.code, error.message)))
         finally:

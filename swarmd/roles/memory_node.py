@@ -226,6 +226,7 @@ class MemoryNode:
         while True:
             await self._ports.clock.sleep(GAUGE_MS)
             self._desk.report()
+            self._writes.tell_late()
             meter.gauge("swarmd_memories", self.state.live, self.memory)
             if self.leading.is_set():
                 meter.gauge("swarmd_memory_lag_messages", max(0, self._log.seq - self._projection.applied), self.memory)

@@ -38,14 +38,17 @@ UPDATE_TRIES: Final = 16
 REASON_MAX: Final = 500
 #: So many labels of the longest cannot make a memory too large for a store.
 FEW_LABELS: Final = 8
+#: So long a wish may be on its way into the log before whoever waits is told that it is not sure.
+UNSURE_MS: Final = 10_000
 
 
 class _Wish(Struct, eq=False):
-    """A new memory on its way into the log: its text and space, and who waits to hear."""
+    """A new memory on its way into the log: its text and space, who waits to hear, and since when."""
 
     text: bytes
     space: str
     told: list[Told]
+    since_ms: int
 
 
 class Writes:
@@ -76,7 +79,7 @@ class Writes:
             wish = self._wishes.get(memory)
             if wish is None:
                 fact = self._fact(caller, wanted, memory, space)
-                wish = self._wishes[memory] = _Wish(text, space, [told])
+                wish = self._wishes[memory] = _Wish(text, space, [told], self._clock.now_ms())
                 self._log.offer(memory, fact, partial(self._folded, memory, wish))
             elif (wish.text, wish.space) == (text, space):
                 wish.told.append(told)
@@ -103,6 +106,18 @@ class Writes:
 
         for place, memory in enumerate(wanted.memories):
             self.remember(caller, memory, partial(take, place))
+
+    def tell_late(self) -> None:
+        """Answer whoever waits for a log that takes nothing: it goes on being tried, and may be asked for again."""
+        now = self._clock.now_ms()
+        for memory, wish in self._wishes.items():
+            late_ms = now - wish.since_ms
+            if late_ms < UNSURE_MS:  # those after it are younger
+                break
+            waiting, wish.told = wish.told, []
+            why = f"the broker has given no receipt for {late_ms} ms: is its disk full? Ask again under the same id"
+            for told in waiting:
+                told(_refused(memory, Fault("no_receipt", why)))
 
     def _remembered(self, memory: str, text: bytes, space: str) -> int:
         seq = memory_fold.answer_remember(self._log.state, memory, text)

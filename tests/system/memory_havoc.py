@@ -48,7 +48,7 @@ RIGHT_S = 120.0
 ANSWER_MS = 25_000
 SOON_MS = 2_000
 #: What may be answered while there is trouble: each says what to do.
-PLAIN_FAULTS = frozenset({"timeout", "no_responders", "disconnected", "busy", "not_accepted", "log_full"})
+PLAIN_FAULTS = frozenset({"timeout", "no_responders", "disconnected", "busy", "not_accepted", "log_full", "no_receipt"})
 STORE_FAULTS = frozenset({"memory_behind", "memory_unavailable", "memory_closed", "memory_full", "memory_lost"})
 
 
@@ -63,7 +63,7 @@ class Havoc:
         self.matched: list[tuple[int, str]] = []
         self.recalls: list[tuple[str, float]] = []
         self.enough = asyncio.Event()
-        self.padding = ""
+        self.padding, self.wait_ms = "", SOON_MS
         self._numbers = count()
 
     # --- processes ---
@@ -153,7 +153,7 @@ class Havoc:
         body = {"text": text, "id": memory, "labels": {"kind": "alarm" if is_alarm else "note"}}
         while True:
             try:
-                reply = msgspec.json.decode(await self.ask("remember", body, wait_ms=SOON_MS), type=RememberReply)
+                reply = msgspec.json.decode(await self.ask("remember", body, wait_ms=self.wait_ms), type=RememberReply)
                 if not isinstance(reply.error, Failure):
                     assert self.acked.setdefault(memory, reply.seq) == reply.seq
                     return

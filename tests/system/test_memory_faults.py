@@ -18,7 +18,7 @@ from swarmd.adapters.milvus_server import MilvusServer
 from swarmd.adapters.nats_server import find_nats_server
 from swarmd.core.errors import Rejected
 from swarmd.core.memory_wire import JobReply
-from tests.system.memory_havoc import Havoc, havoc, kill, small_disk
+from tests.system.memory_havoc import ANSWER_MS, Havoc, havoc, kill, small_disk
 from tests.system.rig import a_rig
 from tests.system.swarms import until
 
@@ -214,7 +214,7 @@ async def test_a_full_disk_below_the_store_keeps_nobody_from_remembering(memory:
     with small_disk(memory.data_of(), size) as disk:
         node = await memory.node()
         await memory.watch()
-        memory.padding = " and so on" * 400
+        memory.padding = " and so on" * 2_000
         async with memory.load(8, 0.0):
             await until(lambda: memory.is_in_trouble(), 120)
             full = len(memory.acked)
@@ -236,9 +236,10 @@ async def test_a_full_disk_below_the_log_refuses_and_goes_on(tmp_path: Path, siz
         async with a_rig(tmp_path) as rig, havoc(rig) as memory:
             node = await memory.node()
             await memory.watch()
-            memory.padding = " and so on" * 400
+            memory.padding, memory.wait_ms = " and so on" * 2_000, ANSWER_MS
             async with memory.load(4, 0.0):
-                await until(lambda: "log_full" in memory.refused, 120)
+                await until(lambda: memory.refused, 120)
+                assert memory.refused.keys() <= {"log_full", "no_receipt"}  # told, not left without an answer
                 full = len(memory.acked)
                 disk.grow(10 * size)
                 memory.padding = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,7 @@ pytest.importorskip("numpy", reason="needs numpy (pip install 'swarmd[memory]')"
 
 from swarmd.core.errors import Rejected
 from swarmd.core.memory_wire import ADMIN_VERBS, PUBLIC_VERBS
+from swarmd.roles import memory_desk, memory_writes
 from tests.system.memory_nodes import Refused, World, a_world, code
 
 if TYPE_CHECKING:
@@ -168,3 +170,26 @@ async def test_a_request_is_answered_nowhere_that_is_not_the_askers(world: World
 async def test_a_message_that_the_broker_would_not_take_is_refused_where_it_is_sent(world: World) -> None:
     with pytest.raises(Rejected, match="limit"):
         await world.remember("x" * 10_000_000)
+
+
+async def test_a_log_that_takes_nothing_is_told_and_nothing_is_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a broker does whose disk is full: it says nothing at all."""
+    monkeypatch.setattr(memory_writes, "UNSURE_MS", 10)
+    monkeypatch.setattr(memory_desk, "ANSWER_MS", 50)
+    await world.kept("one", id="a")
+    room, append = asyncio.Event(), world.log.append
+
+    async def when_there_is_room(*commit: Any) -> Any:
+        await room.wait()
+        return await append(*commit)
+
+    monkeypatch.setattr(world.log, "append", when_there_is_room)
+    for _ in range(2):  # asked again, it is told again
+        reply = await world.remember("two", id="b")
+        assert code(reply) == "no_receipt"
+    assert (await world.refused("forget", {"id": "a"}, admin=True)).code == "timeout"
+    room.set()
+    assert await world.kept("two", id="b") == await world.kept("two", id="b") > 0
+    assert len(await world.recall("two")) == 1  # the other one was dropped all the same
