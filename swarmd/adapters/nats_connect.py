@@ -14,6 +14,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -110,9 +111,8 @@ async def _connect_once(
     last: list[BaseException],
 ) -> Client:
     from nats import errors
-    from nats.aio.client import Client
 
-    client = Client()
+    client = _client_class()()
     connected = False
 
     async def on_error(error: Exception) -> None:
@@ -142,6 +142,23 @@ async def _connect_once(
     client.options["allow_reconnect"] = True
     connected = True
     return client
+
+
+@cache
+def _client_class() -> type[Client]:
+    from nats.aio.client import Client
+
+    class SturdyClient(Client):
+        """The broker passes on subjects of any bytes; one that is no UTF-8 would end the library's read loop."""
+
+        def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> Any:
+            try:
+                return super()._build_message(sid, subject, reply, data, headers)
+            except UnicodeDecodeError:
+                log.warning("passed over a message on %r with reply %r: no UTF-8", subject[:100], reply[:100])
+                return None
+
+    return SturdyClient
 
 
 async def disconnect(client: Client) -> None:

@@ -178,3 +178,21 @@ async def test_tls_with_an_authority_of_our_own(tmp_path: Path) -> None:
     with pytest.raises(Rejected, match="no usable certificate or key"):
         await connect(NatsSettings(url=server.url, tls_ca=str(key)), "test")
     await server.stop()
+
+
+async def test_a_message_whose_subject_is_no_text_is_passed_over_and_the_next_one_heard(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path)
+    await server.start()
+    client = await connect(NatsSettings(url=server.url), "test")
+    heard = await client.subscribe("odd.>")
+    await client.flush()
+    reader, writer = await asyncio.open_connection(*server.url.removeprefix("nats://").split(":"))
+    await reader.readline()
+    writer.write(
+        b'CONNECT {"verbose":false}\r\nPUB odd.\xff\xfe 0\r\n\r\nPUB odd.a _INBOX.\xff 0\r\n\r\nPUB odd.b 0\r\n\r\n'
+    )
+    await writer.drain()
+    assert (await heard.next_msg(timeout=5)).subject == "odd.b"
+    writer.close()
+    await disconnect(client)
+    await server.stop()
