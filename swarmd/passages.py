@@ -49,7 +49,12 @@ def check_memory(memory: Memory) -> None:
             "bad_expiry", f"expires_at_ms is {memory.expires_at_ms}: milliseconds since 1970, or 0 for never"
         )
     _check_labels(memory.labels)
-    size = len(rest_of(memory))
+    rest = rest_of(memory)
+    try:
+        rest.decode()
+    except UnicodeDecodeError as error:  # it is what came between two commas
+        raise Rejected("not_unicode", f"the payload is not UTF-8: {error}") from None
+    size = len(rest)
     if size > REST_BYTES_MAX:
         raise Rejected(
             "too_large", f"labels, payload and the like have {size} bytes as JSON; at most {REST_BYTES_MAX} are kept"

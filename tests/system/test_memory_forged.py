@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 pytest.importorskip("numpy", reason="needs numpy (pip install 'swarmd[memory]')")
@@ -40,6 +41,7 @@ FORGED: dict[str, tuple[str, Fact]] = {
     "a vector too long": ("forged", RememberedV2(text="forged", vector=vector(*[3e38] * 64), embedder=MINE)),
     "a text with control characters": ("forged", RememberedV2(text="nul \0 \x1b")),
     "a text of any size": ("forged", RememberedV2(text="word " * 50_000)),
+    "a payload that is no text": ("forged", RememberedV2(text="forged", payload=msgspec.Raw(b'"\xff"'))),
     "an id of any size": ("i" * 100_000, RememberedV2(text="forged")),
     "a time that no store can hold": ("forged", RememberedV2(text="forged", expires_at_ms=10**30)),
     "a filter that does not parse": ("forged", Watched(threshold=-1.0, text="x", filter="(((")),
