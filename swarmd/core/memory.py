@@ -129,9 +129,10 @@ class Watched(Fact):
 
 
 class Unwatched(Fact):
-    """A watch ended; its matches are no longer kept."""
+    """A watch ended; its matches are no longer kept. With `since` only the one that holds since that sequence."""
 
     reason: str = ""
+    since: int = 0
 
 
 class Matched(Fact):

@@ -237,7 +237,11 @@ def _watched(state: MemoryState, watcher: str, fact: Watched, place: Place) -> s
 
 
 def _unwatched(state: MemoryState, watcher: str, fact: Unwatched, place: Place) -> str:
-    return "" if state.watches.pop(watcher, None) is not None else "unknown_watch"
+    watch = state.watches.get(watcher)
+    if watch is None or fact.since not in (0, watch.seq):  # one that expired may have been replaced meanwhile
+        return "unknown_watch"
+    del state.watches[watcher]
+    return ""
 
 
 def _matched(state: MemoryState, memory: str, fact: Matched, place: Place) -> str:

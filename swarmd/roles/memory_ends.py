@@ -154,8 +154,10 @@ class Ends:
                 await self._log.commit(*((memory, Forgotten(reason="expired")) for _, memory in due))
             except SwarmdError as error:  # a full log: they are shown to nobody meanwhile
                 self._probe.trouble("expiry", error)
-                for entry in due:
-                    heappush(self._expiring, entry)
+            finally:
+                for entry in due:  # those that the log did not accept, or that this node had no time for
+                    if _is_due(self._log.state.known.get(entry[1]), entry[0]):
+                        heappush(self._expiring, entry)
 
     def _take_due(self) -> list[tuple[int, str]]:
         """What has expired by now and is not gone; those that are just being changed wait for the next time."""

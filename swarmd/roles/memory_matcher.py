@@ -243,11 +243,15 @@ class Matcher:
         while True:
             await self._clock.sleep(SWEEP_MS)
             now, watches = self._clock.now_ms(), self._log.state.watches
-            expired = [watcher for watcher, watch in watches.items() if 0 < watch.fact.expires_at_ms <= now]
+            expired = [
+                (watcher, Unwatched(reason="expired", since=watch.seq))
+                for watcher, watch in watches.items()
+                if 0 < watch.fact.expires_at_ms <= now
+            ]
             self._meter.gauge("swarmd_watches", len(watches) - len(expired), self._log.memory)
             self._meter.gauge("swarmd_unmatched_messages", self._log.seq - self.upto, self._log.memory)
             try:
-                await self._log.commit(*((watcher, Unwatched(reason="expired")) for watcher in expired))
+                await self._log.commit(*expired)
             except SwarmdError as error:
                 self._probe.trouble("expired watches", error)
 

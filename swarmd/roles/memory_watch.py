@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from swarmd.roles.memory_projection import Projection
 
 WATCHES_MAX: Final = 10_000
-POLLS_MAX: Final = 20_000
 
 
 class WatchPorts(Struct, frozen=True):
@@ -200,8 +199,6 @@ class Watches:
         for name in ("after", "at_least_seq"):
             if not 0 <= getattr(request, name) < 2**63:
                 raise Rejected("bad_sequence", f"{name} is {getattr(request, name)}: a sequence of the log, or 0")
-        if self._polls >= POLLS_MAX:
-            raise Fault("busy", f"{POLLS_MAX} polls are waiting for matches: ask again", retry_after_ms=1_000)
         self._polls += 1
         try:
             await self._wait(caller, request)

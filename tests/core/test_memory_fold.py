@@ -136,8 +136,10 @@ def test_watches_are_served_from_when_they_are_made_and_in_order() -> None:
     log.add(("b", Matched(seq=3, index=1, watchers={"w": 0.8})))
     assert [match[1:] for match in log.state.watches["w"].matches] == [("b", 3, 0.8)]
     assert log.state.counters.ignored == {"repeated_watch": 1, "already_matched": 2}
-    log.add(("w", Unwatched()), ("w", Unwatched()))
-    assert (log.state.watches, log.state.counters.ignored["unknown_watch"]) == ({}, 1)
+    log.add(("w", Unwatched(since=9)))  # of another one under that name
+    assert log.state.watches["w"].seq == 2
+    log.add(("w", Unwatched(since=2)), ("w", Unwatched()))
+    assert (log.state.watches, log.state.counters.ignored["unknown_watch"]) == ({}, 2)
 
 
 def test_matches_of_one_commit_have_numbers_of_their_own() -> None:
@@ -174,7 +176,7 @@ SAID: Sequence[st.SearchStrategy[Fact]] = (
     st.just(Revoked()),
     st.builds(Read, swarm=SWARMS, how=st.just("recall"), memories=READS),
     st.builds(Watched, threshold=st.floats(-1, 1), text=TEXTS),
-    st.just(Unwatched()),
+    st.builds(Unwatched, since=SEQS),
     st.builds(Matched, seq=SEQS, index=st.integers(0, 3), watchers=SIMILAR),
     st.builds(Rebuilt, generation=SEQS, embedder=TEXTS, embedder_id=TEXTS, dimension=SEQS),
 )

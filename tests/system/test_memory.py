@@ -16,6 +16,7 @@ from swarmd.core.events import Failure
 from swarmd.core.memory import RememberedV2
 from swarmd.core.memory_wire import ExportReply, ExportRequest, GetReply, RecallReply, RememberManyReply, RememberReply
 from tests.system.memory_nodes import World, a_world, code
+from tests.system.swarms import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -358,6 +359,19 @@ async def test_expired_memories_are_not_shown_and_soon_dropped(world: World) -> 
     assert code(await world.remember("brief", id="a", expires_at_ms=now + 60_000)) == "forgotten"
 
 
+async def test_an_expiry_that_the_log_does_not_accept_is_written_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.kept("brief", id="a", expires_at_ms=world.clock.now_ms() + 60_000)
+    state = world.nodes[0].state
+    with monkeypatch.context() as patch:
+        patch.setattr("swarmd.core.memory_fold.admit", lambda *given: "beyond_horizon")
+        world.clock.ahead_ms = 61_000
+        await until(lambda: state.counters.ignored.get("beyond_horizon", 0) > 0)
+    assert not state.known["a"].gone_seq
+    await until(lambda: state.known["a"].gone_seq > 0)
+
+
 async def test_a_repeat_after_its_expiry_is_answered_and_a_late_wish_refused(world: World) -> None:
     now = world.clock.now_ms()
     seq = await world.kept("brief", id="a", expires_at_ms=now + 60_000)
@@ -377,3 +391,7 @@ async def test_too_many_are_told_to_come_again(world: World, monkeypatch: pytest
     monkeypatch.setattr("swarmd.roles.memory_desk.ASKED_MAX", 2)
     answers = await asyncio.gather(*(world.ask("get", {"ids": ["m1"]}, RememberReply) for _ in range(9)))
     assert "busy" in {code(answer) for answer in answers}
+    monkeypatch.setattr("swarmd.roles.memory_desk.POLLS_MAX", 1)
+    await world.tell("watch", {"watcher": "w", "text": "x"})
+    polls = [world.ask("matches", {"watcher": "w", "wait_ms": 300}, RememberReply) for _ in range(2)]
+    assert sorted(code(answer) for answer in await asyncio.gather(*polls)) == ["", "busy"]

@@ -191,9 +191,8 @@ async def test_what_is_no_watch_is_refused(server: NatsServer, more: dict[str, A
         assert raised.value.code == code
 
 
-async def test_watches_and_polls_are_bounded(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_watches_are_bounded(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swarmd.roles.memory_watch.WATCHES_MAX", 2)
-    monkeypatch.setattr("swarmd.roles.memory_watch.POLLS_MAX", 1)
     async with lives(server) as living:
         desk = await living.warm()
         await watch(desk, "a", "bread")
@@ -201,12 +200,6 @@ async def test_watches_and_polls_are_bounded(server: NatsServer, monkeypatch: py
         with pytest.raises(Rejected, match="2 watches"):
             await watch(desk, "c", "bread")
         await watch(desk, "a", "leases")  # in place of its own
-        async with asyncio.TaskGroup() as group:
-            group.create_task(desk.watches.matches(CLIENT, MatchesRequest(watcher="a", wait_ms=10_000)))
-            await asyncio.sleep(0)
-            with pytest.raises(Fault, match="ask again"):
-                await desk.watches.matches(CLIENT, MatchesRequest(watcher="b", wait_ms=10_000))
-            desk.watches.drain()
 
 
 async def test_a_vector_is_watched_like_a_text(server: NatsServer) -> None:
