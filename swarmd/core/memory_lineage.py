@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 NODES_MAX: Final = 500
 NAMES_MAX: Final = 50
 DEPTH_MAX: Final = 20
+#: Memories that are looked at for one answer: a task may have written and read a hundred thousand, and others wait.
+LOOKS_MAX: Final = 20_000
 
 
 def lineage(state: MemoryState, wanted: LineageRequest) -> LineageReply:
@@ -34,7 +36,8 @@ def lineage(state: MemoryState, wanted: LineageRequest) -> LineageReply:
         if task not in state.wrote and task not in state.read:
             raise Rejected("unknown_task", f"task {task[:200]} has neither written nor read a memory here")
         walk.task(task, 0)
-        back, on = list(state.read.get(task, ())), list(_wrote_after(state, task, 0))
+        back, on = state.read.get(task, [])[:NODES_MAX], list(islice(walk.wrote_after(task, 0), NODES_MAX))
+        walk.cut |= len(back) == NODES_MAX or len(on) == NODES_MAX
         walk.memories(back, -1)
         walk.memories(on, 1)
         steps = wanted.depth - 1
@@ -56,6 +59,8 @@ class _Walk:
         self.found: dict[str, Ancestry] = {}
         self.traces: dict[str, Trace] = {}
         self.cut = False
+        self._looks = 0
+        self._passed: dict[tuple[str, int], int] = {}
 
     def go(self, memories: list[str], steps: int, direction: int) -> None:
         """Follow tasks from `memories`: to those who read them (1), or to those who wrote them (-1)."""
@@ -75,13 +80,45 @@ class _Walk:
 
     def _beyond(self, known: Known, direction: int) -> Iterator[tuple[str, Iterable[str]]]:
         """The tasks next to a memory, with the memories beyond them."""
-        state = self.state
         if direction > 0:
             for task, seq in (known.readers or {}).items():
-                yield task, _wrote_after(state, task, seq)
+                if self._is_further(task, seq, direction):
+                    yield task, self.wrote_after(task, seq)
         else:
             for task, seq in _writers(known):
-                yield task, _read_before(state, task, seq)
+                if self._is_further(task, seq, direction):
+                    yield task, self._read_before(task, seq)
+
+    def _is_further(self, task: str, seq: int, direction: int) -> bool:
+        """Whether more lies beyond this task than was entered from another memory of it."""
+        passed = self._passed.get((task, direction))
+        if passed is not None and seq * direction >= passed * direction:
+            return False
+        self._passed[task, direction] = seq
+        return True
+
+    def wrote_after(self, task: str, seq: int) -> Iterator[str]:
+        """What a task wrote after sequence `seq`, or changed; the latest first."""
+        known = self.state.known
+        for memory in self._looked_at(reversed(self.state.wrote.get(task, []))):
+            if any(writer == task and at > seq for writer, at in _writers(known[memory])):
+                yield memory
+
+    def _read_before(self, task: str, seq: int) -> Iterator[str]:
+        """What a task had read before sequence `seq`."""
+        known = self.state.known
+        for memory in self._looked_at(self.state.read.get(task, [])):
+            if (known[memory].readers or {})[task] < seq:
+                yield memory
+
+    def _looked_at(self, memories: Iterable[str]) -> Iterator[str]:
+        """These, as long as there is time for more."""
+        for memory in memories:
+            if self._looks >= LOOKS_MAX:
+                self.cut = True
+                return
+            self._looks += 1
+            yield memory
 
     def task(self, task: str, hops: int) -> bool:
         """Enter a task; False where there is no more room."""
@@ -168,17 +205,3 @@ def _writers(known: Known) -> Iterator[tuple[str, int]]:
         if edit.task:
             last[f"{edit.swarm}/{edit.task}"] = edit.seq
     yield from last.items()
-
-
-def _wrote_after(state: MemoryState, task: str, seq: int) -> Iterator[str]:
-    """What a task wrote after sequence `seq`, or changed."""
-    for memory in state.wrote.get(task, ()):
-        if any(writer == task and at > seq for writer, at in _writers(state.known[memory])):
-            yield memory
-
-
-def _read_before(state: MemoryState, task: str, seq: int) -> Iterator[str]:
-    """What a task had read before sequence `seq`."""
-    for memory in state.read.get(task, ()):
-        if (state.known[memory].readers or {})[task] < seq:
-            yield memory
