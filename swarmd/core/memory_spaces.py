@@ -45,12 +45,19 @@ def caller_of(subject: str, agent: str = "", task: str = "") -> Caller:
     """Who asks, by the subject of a request. Raises `Rejected("bad_name" | "bad_id")`."""
     parts = subject.split(".")
     if len(parts) == 5 and parts[2] == "of":
-        if agent:
-            check_name("agent", agent)
-        if task:
-            check_task_id(task)
-        return Caller("member", check_name("swarm", parts[3]), agent, task)
+        return on_behalf(Caller("member", check_name("swarm", parts[3])), agent, task)
     return ADMIN if len(parts) == 4 and parts[2] == "ctl" else CLIENT
+
+
+def on_behalf(caller: Caller, agent: str, task: str) -> Caller:
+    """A member as it asks for an agent and a task; others say nothing by naming one. Raises as `caller_of`."""
+    if caller.kind != "member":
+        return caller
+    if agent:
+        check_name("agent", agent)
+    if task:
+        check_task_id(task)
+    return Caller("member", caller.swarm, agent, task)
 
 
 def own(caller: Caller) -> list[str]:

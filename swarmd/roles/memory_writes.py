@@ -18,7 +18,7 @@ from swarmd.core.errors import Conflict, Fault, Rejected, SwarmdError
 from swarmd.core.events import Failure
 from swarmd.core.ids import uuid7
 from swarmd.core.memory import Forgotten, Memory, RememberedV2, Updated, Version
-from swarmd.core.memory_spaces import may_drop, may_read, may_update, space_for_writing
+from swarmd.core.memory_spaces import may_drop, may_read, may_update, on_behalf, space_for_writing
 from swarmd.core.memory_wire import MANY_MAX, RememberManyReply, RememberReply
 from swarmd.passages import check_memory
 
@@ -105,7 +105,10 @@ class Writes:
                 told(RememberManyReply(replies))
 
         for place, memory in enumerate(wanted.memories):
-            self.remember(caller, memory, partial(take, place))
+            try:
+                self.remember(on_behalf(caller, memory.agent, memory.task), memory, partial(take, place))
+            except Rejected as error:
+                take(place, _refused(memory.id, error))
 
     def tell_late(self) -> None:
         """Answer whoever waits for a log that takes nothing: it goes on being tried, and may be asked for again."""

@@ -81,6 +81,15 @@ async def test_many_are_each_accepted_or_refused(world: World) -> None:
     assert (await world.refused("remember_many", too_many)).code == "too_many"
 
 
+async def test_each_of_many_is_for_the_agent_and_task_that_it_names(world: World) -> None:
+    wanted = [{"text": "a", "id": "a", "space": "agent", "agent": "desk"}, {"text": "b", "id": "b", "space": "task"}]
+    wanted += [{"text": "c", "id": "c", "space": "task", "task": "t1"}, {"text": "d", "agent": "not a name"}]
+    many = await world.ask("remember_many", {"memories": wanted}, RememberManyReply, swarm="main")
+    assert [code(reply) for reply in many.replies] == ["", "unknown_space", "", "bad_name"]
+    spaces = (await world.stats(admin=True)).spaces
+    assert spaces == {"swarm/main/agent/desk": 1, "swarm/main/task/t1": 1}
+
+
 async def test_an_update_is_a_whole_new_version_made_of_the_present_one(world: World) -> None:
     seq = await world.kept("old", MAIN, id="a", author="desk", labels={"k": "v"}, payload={"n": 1}, source="s")
     asked: dict[str, Any] = {"id": "a", "text": "new words", "agent": "desk"}
