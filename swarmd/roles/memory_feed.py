@@ -230,19 +230,17 @@ class Feed:
             raise _first(failed) from None
 
     async def _read(self, read: _Parts) -> None:
-        state, end = self._state, self._end
+        state = self._state
 
         async def on_commits(commits: list[Commit | Garbage]) -> None:
             for commit in commits:
-                if end and commit.seq > end:
-                    return
                 kept, gone = memory_fold.for_store(state, [commit])
                 fresh = all(self._is_fresh(memory.id) for memory, _ in kept)
                 await read.put(_Part(kept, gone, commit.seq, fresh))
                 if len(kept) > 64:
                     await asyncio.sleep(0)  # a large commit takes milliseconds: others get their turn
 
-        await self._log.follow(self.applied, on_commits)
+        await self._log.follow(self.applied, on_commits, self._end)
 
     def _is_fresh(self, memory: str) -> bool:
         known = self._state.known[memory]

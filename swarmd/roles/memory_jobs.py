@@ -230,10 +230,6 @@ def _tells_of_another(log: MemoryLog, generation: int) -> bool:
     return rebuilt is None or rebuilt.generation != generation
 
 
-class _Reached(Exception):
-    """The end of what was to be read."""
-
-
 async def fold_upto(log: MemoryLog, upto: int) -> MemoryState:
     """What the memory's log said up to a sequence that is folded already."""
     past = MemoryState(log.memory)
@@ -241,12 +237,7 @@ async def fold_upto(log: MemoryLog, upto: int) -> MemoryState:
     async def on_commits(commits: list[Commit | Garbage]) -> None:
         for commit in commits:
             memory_fold.apply(past, commit)
-            if commit.seq == upto:
-                raise _Reached
             await asyncio.sleep(0)
 
-    try:
-        await log.follow(0, on_commits)
-    except _Reached:
-        return past
-    raise AssertionError("a log is followed for ever")
+    await log.follow(0, on_commits, upto)
+    return past

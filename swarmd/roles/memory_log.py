@@ -25,7 +25,7 @@ from swarmd.roles.replica import Follower, Rewound, agrees
 from swarmd.roles.writer import LogWriter, sign
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from swarmd.core.errors import Rejected
     from swarmd.core.memory_spaces import Caller
@@ -227,41 +227,45 @@ class MemoryLog:
         commits |= await self._reader.commits({seq for seq, _ in places} - commits.keys())
         return [_version(commits[seq], index) for seq, index in places]
 
-    async def follow(self, after: int, on_commits: Callable[[list[Commit | Garbage]], Awaitable[None]]) -> None:
+    async def follow(
+        self, after: int, on_commits: Callable[[list[Commit | Garbage]], Awaitable[None]], upto: int = 0
+    ) -> None:
         """Hand over every commit after `after`, a slice at a time, in order, once it is folded; until cancelled.
 
-        A follower that keeps up gets what the fold has decoded; one that is behind reads the log itself.
+        With `upto` it ends there. A follower that keeps up gets what the fold has decoded; one that is behind reads the
+        log itself.
         """
         self._followers += 1
         try:
-            while True:
+            while not upto or after < upto:
                 await self.folded(after + 1)
                 if after + 1 in self._recent:
-                    commits = [self._recent[seq][0] for seq in self._run_of(after + 1)]
+                    at_hand = range(after + 1, min(self.state.seq, upto or self.state.seq) + 1)
+                    commits = [self._recent[seq][0] for seq in islice(at_hand, SLICE)]
                     await on_commits(commits)
                     after = commits[-1].seq
                 else:
-                    after = await self._catch_up(after, on_commits)
+                    after = await self._catch_up(after, on_commits, upto)
         finally:
             self._followers -= 1
             if not self._followers:
                 self._recent, self._recent_bytes = {}, 0
 
-    def _run_of(self, first: int) -> Iterable[int]:
-        """The sequences from `first` on that are at hand, a slice of them."""
-        return islice(range(first, self.state.seq + 1), SLICE)
-
-    async def _catch_up(self, after: int, on_commits: Callable[[list[Commit | Garbage]], Awaitable[None]]) -> int:
-        """Read the log itself until the fold has the next commit at hand; the last sequence handed over."""
+    async def _catch_up(
+        self, after: int, on_commits: Callable[[list[Commit | Garbage]], Awaitable[None]], end: int
+    ) -> int:
+        """Read the log itself until the fold has the next commit at hand, or to the end; the last one handed over."""
         follower = Follower(self._ports.log, None, SLICE, self._codec)  # no probe: the fold tells everything
 
         async def on_read(commits: list[Commit | Garbage]) -> None:
             nonlocal after
+            if end:
+                commits = [commit for commit in commits if commit.seq <= end]
             upto = commits[-1].seq
             await self.folded(upto)
             await on_commits(commits)
             after = upto
-            if after + 1 in self._recent or after == self.state.seq:
+            if after == end or after + 1 in self._recent or after == self.state.seq:
                 raise _CaughtUp
 
         try:

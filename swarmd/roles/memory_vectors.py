@@ -7,13 +7,13 @@ it is found by its words: both are counted and told. Must not know stores or the
 
 from __future__ import annotations
 
-import sys
 from array import array
 from hashlib import blake2b
 from math import sqrt
 from typing import TYPE_CHECKING, Final
 
 from swarmd.core.errors import Fault, Rejected
+from swarmd.core.memory_door import vector_of
 from swarmd.ports import Pin
 
 if TYPE_CHECKING:
@@ -110,14 +110,10 @@ async def vectors_of(embeddings: Embeddings, texts: Sequence[str]) -> list[Seque
 
 
 def own_vector(fact: Version | Watched, pin: Pin) -> array[float] | None:
-    """The vector that came with a version or a watch, where the same embedder made it; else None."""
+    """The vector that came with a version or a watch, where the same embedder made it and it is one; else None."""
     if not fact.vector or fact.embedder != pin.embedder or len(fact.vector) != 4 * pin.dimension:
         return None
-    vector = array("f")
-    vector.frombytes(fact.vector)
-    if sys.byteorder == "big":
-        vector.byteswap()
-    return vector
+    return vector_of(fact.vector) or None
 
 
 def direction_of(text: str, dimension: int) -> array[float]:

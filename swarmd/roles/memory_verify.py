@@ -31,10 +31,6 @@ MEND_ROWS: Final = 256
 CATCH_UP_MS: Final = 60_000
 
 
-class _Reached(Exception):
-    """The mark was read."""
-
-
 class Verification:
     """One comparison of `feed`'s store with its log; what it finds goes into `job`."""
 
@@ -80,22 +76,14 @@ class Verification:
 
         async def on_commits(commits: list[Commit | Garbage]) -> None:
             for commit in commits:
-                if commit.seq > mark:
-                    raise _Reached
                 kept, _ = memory_fold.for_store(state, [commit])
                 for memory, _ in kept:
                     expected[memory.id] = (memory.seq, digest_of(memory))
                 job.done += len(kept)
                 await asyncio.sleep(0)
-            if commits[-1].seq == mark:
-                raise _Reached
 
-        if not mark:
-            return
-        try:
-            await self._log.follow(0, on_commits)
-        except _Reached:
-            return
+        if mark:
+            await self._log.follow(0, on_commits, mark)
 
     async def _look(self, suspects: dict[str, Kind] | None) -> dict[str, Kind]:
         """What differs, of all memories or of the `suspects`; in the order of the log, what is left over last."""
