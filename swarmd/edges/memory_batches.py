@@ -9,12 +9,12 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
-import msgspec
 from msgspec import Struct, field
 
 from swarmd.core.errors import Fault, Rejected, SwarmdError
 from swarmd.core.events import Failure
 from swarmd.core.memory_wire import MANY_MAX, RememberManyReply, RememberReply, RememberRequest
+from swarmd.edges.memory_link import encoded
 from swarmd.memory_answers import error_of, read
 
 if TYPE_CHECKING:
@@ -83,7 +83,13 @@ async def pour(
 async def _packed(memories: AsyncIterator[RememberRequest], bytes_max: int) -> AsyncIterator[_Batch]:
     batch = _Batch(size=len(_HEAD) + len(_TAIL))
     async for memory in memories:
-        part = msgspec.json.encode(memory)
+        try:
+            part = encoded(memory)
+        except Rejected as error:
+            yield batch
+            batch = _Batch(size=len(_HEAD) + len(_TAIL))
+            yield _Batch([memory], refused=error)
+            continue
         size = len(part) + 1
         if len(_HEAD) + size + len(_TAIL) > bytes_max:
             yield batch

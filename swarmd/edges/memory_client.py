@@ -90,13 +90,18 @@ class MemoryClient(MemoryLink):
         """
         return await self._ask("remember", self._named(RememberRequest(text, **fields)), RememberReply)
 
-    async def remember_many(self, memories: Iterable[RememberRequest], *, at_once: int = 4) -> list[Outcome]:
-        """Remember many in few requests; a refused one has its error in its place."""
+    async def remember_many(
+        self, memories: Iterable[RememberRequest | dict[str, Any]], *, at_once: int = 4
+    ) -> list[Outcome]:
+        """Remember many in few requests, given as `{"text": …}` and what `remember` takes besides.
+
+        A refused one has its error in its place.
+        """
         outcomes: list[Outcome] = []
 
         async def each() -> AsyncIterator[RememberRequest]:
             for memory in memories:
-                yield memory
+                yield RememberRequest(**memory) if isinstance(memory, dict) else memory
 
         await self.pour(each(), lambda memory, outcome: outcomes.append(outcome), at_once=at_once)
         return outcomes
@@ -139,6 +144,8 @@ class MemoryClient(MemoryLink):
 
     async def get(self, ids: Sequence[str], **fields: Any) -> list[RecalledPassage]:
         """Memories by id, as the log has them; those that are not there, or not for the caller, are left out."""
+        if isinstance(ids, str):
+            raise Rejected("bad_ids", f"give a list of ids, as [{ids!r}]")  # its letters would be looked for
         found: list[RecalledPassage] = []
         left = list(ids)
         while left:

@@ -117,6 +117,43 @@ async def test_a_refused_one_of_many_has_its_error_in_its_place(server: NatsServ
         assert [getattr(one, "code", "") for one in await client.remember_many(many[:2])] == ["log_full"] * 2
 
 
+async def test_many_may_be_given_as_they_stand_in_a_file(server: NatsServer) -> None:
+    async with asking(server) as (client, node, bus), node.serving(bus):
+        outcomes = await client.remember_many([{"text": "one", "labels": {"a": "b"}}, RememberRequest("two", id="t")])
+        assert [isinstance(one, RememberReply) for one in outcomes] == [True, True]
+        assert [memory.text for memory in node.memories.values()] == ["one", "two"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+async def test_numbers_that_the_wire_does_not_have_are_refused_before(server: NatsServer, number: float) -> None:
+    async with asking(server) as (client, node, bus), node.serving(bus):
+        for ask in (client.remember, client.recall, lambda text, **more: client.watch("w", text, **more)):
+            with pytest.raises(Rejected, match="finite") as refusal:
+                await ask("text", vector=[1.0, number])
+            assert refusal.value.code == "bad_vector"
+        many = [RememberRequest("one"), RememberRequest("two", vector=[number]), RememberRequest("three")]
+        outcomes = await client.remember_many(many)
+        assert [getattr(one, "code", "") for one in outcomes] == ["", "bad_vector", ""]
+        await client.remember("four", vector=[1e308, 1e308])
+        assert [subject for subject, _ in node.asked].count("shared.recall") == 0
+
+
+async def test_what_only_admins_may_ask_is_refused_at_once(server: NatsServer) -> None:
+    for who in ({}, {"swarm": "main"}):
+        async with asking(server, **who) as (client, node, bus), node.serving(bus):
+            for ask in (client.revoke(author="a"), client.lineage("a"), client.rebuild(), client.verify()):
+                with pytest.raises(Rejected, match="admin=True") as refusal:
+                    await ask
+                assert refusal.value.code == "not_allowed"
+            assert not node.asked
+
+
+async def test_one_id_is_not_taken_for_a_list_of_its_letters(server: NatsServer) -> None:
+    async with asking(server) as (client, _, _):
+        with pytest.raises(Rejected, match="give a list"):
+            await client.get("lease")
+
+
 async def test_what_a_settled_one_raises_ends_it(server: NatsServer) -> None:
     async with asking(server) as (client, node, bus), node.serving(bus):
 

@@ -26,6 +26,7 @@ LONG_PATIENCE_MS: Final = 60_000
 ADMITTED_MS: Final = 5_000
 SHARED: Final = "shared"
 SEQ_MAX: Final = 2**63 - 1
+_OR_SPAN: Final = "a span as 2h or 30d, or "
 
 
 def reach(parser: argparse.ArgumentParser, *, admin: bool = True) -> None:
@@ -211,7 +212,7 @@ def expires_ms(text: str) -> int:
     if not text:
         return 0
     now = SystemClock().now_ms()
-    at = now + duration_ms("--expires", text) if is_duration(text) else moment_ms("--expires", text)
+    at = now + duration_ms("--expires", text) if is_duration(text) else moment_ms("--expires", text, _OR_SPAN)
     if at <= now:
         from swarmd.core.errors import Rejected
 
@@ -226,7 +227,7 @@ def ago_ms(flag: str, text: str) -> int:
 
     if is_duration(text):
         return max(1, SystemClock().now_ms() - duration_ms(flag, text))
-    return moment_ms(flag, text)
+    return moment_ms(flag, text, _OR_SPAN)
 
 
 def within(flag: str, value: float, least: float, most: float) -> None:

@@ -26,8 +26,11 @@ def duration_ms(flag: str, text: str) -> int:
     return round(float(found[1]) * _UNITS[found[2]])
 
 
-def moment_ms(flag: str, text: str) -> int:
-    """A moment as ISO 8601, in this machine's time zone unless it names one. Raises `Rejected("bad_usage")`."""
+def moment_ms(flag: str, text: str, besides: str = "") -> int:
+    """A moment as ISO 8601, in this machine's time zone unless it names one. Raises `Rejected("bad_usage")`.
+
+    `besides` says what else may be written there.
+    """
     from datetime import datetime
 
     from swarmd.core.errors import Rejected
@@ -35,7 +38,8 @@ def moment_ms(flag: str, text: str) -> int:
     try:
         return round(datetime.fromisoformat(text).astimezone().timestamp() * 1000)
     except (ValueError, OverflowError):
-        raise Rejected("bad_usage", f"{flag} {text!r}: write a time as 2026-12-01T08:00 or …T08:00+01:00") from None
+        way = f"write {besides}a time as 2026-12-01T08:00 or …T08:00+01:00"
+        raise Rejected("bad_usage", f"{flag} {text!r}: {way}") from None
 
 
 def moment_text(at_ms: int) -> str:
