@@ -74,12 +74,21 @@ class Reads:
             min_similarity=wanted.min_similarity,
             diversity=wanted.diversity,
         )
+        await self._check_there(wanted.at_least_seq)
         hits, seq = await self._projection.search(query, wanted.as_of, wanted.at_least_seq, pin)
         shown = [passage_of_hit(hit) for hit in hits if self._may_show(caller, hit, wanted.as_of)]
         kept = shown[: fitting(shown)]
         cut = len(shown) - len(kept)
         await self._log.note_read(caller, wanted.how, {passage.id: passage.seq for passage in kept}, wanted.step)
         return RecallReply(kept if wanted.as_of else self._still_there(kept), seq, cut=cut)
+
+    async def _check_there(self, seq: int) -> None:
+        """What the log does not hold is not waited for: a few thousand such recalls would leave no room for others.
+
+        Raises `Rejected("bad_sequence")`, `Fault`.
+        """
+        if seq > self._log.seq and seq > (last := await self._log.last_seq()):
+            raise Rejected("bad_sequence", f"at_least_seq is {seq}, and the log ends at {last}: ask for what it told")
 
     async def _vector(self, wanted: RecallRequest) -> tuple[Sequence[float] | None, Pin | None]:
         """What to compare with, and what it was made by.
@@ -91,13 +100,7 @@ class Reads:
         if isinstance(wanted.vector, UnsetType):
             (vector,) = await self._projection.vectors([wanted.text])
             return vector, self._projection.pin
-        pin = self._projection.pin
-        if pin is None:
-            raise Fault("memory_behind", f"{self._projection.trouble or 'there is no store yet'}: ask again")
-        if wanted.embedder not in ("", pin.embedder):
-            why = f"this memory's vectors are made by {pin.embedder}, not by {wanted.embedder}: send a text instead"
-            raise Rejected("embedder_mismatch", why)
-        return memory_door.unit_vector(wanted.vector, pin.dimension), pin
+        return self._projection.given(wanted.vector, wanted.embedder)
 
     def _may_show(self, caller: Caller, hit: Hit, as_of: int) -> bool:
         """The store may be a little behind the log, and a view of the past is so on purpose."""

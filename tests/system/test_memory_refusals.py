@@ -97,6 +97,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("recall", {"text": "x", "min_similarity": 1.5}, "bad_min_similarity", "1.5"),
     ("recall", {"text": "x", "diversity": -0.1}, "bad_diversity", "-0.1"),
     ("recall", {"text": "x", "at_least_seq": -1}, "bad_sequence", "at_least_seq"),
+    ("recall", {"text": "x", "at_least_seq": 2**62}, "bad_sequence", "the log ends at"),
     ("recall", {"text": "x", "as_of": 5}, "unknown_view", "5"),
     ("recall", {"vector": [1.0]}, "wrong_dimension", "64"),
     ("recall", {"vector": [0.0] * 64}, "bad_vector", "zeros"),
