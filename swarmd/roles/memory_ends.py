@@ -147,7 +147,10 @@ class Ends:
         """Have it in the log that memories have expired, soon after they did; until cancelled."""
         while True:
             await self._clock.sleep(SWEEP_MS)
-            due = self._take_due()
+            due, looked_at = self._take_due()
+            while not due and looked_at == SLICE:  # a long log has many that ended otherwise before they expired
+                await asyncio.sleep(0)
+                due, looked_at = self._take_due()
             if not due:
                 continue
             try:
@@ -159,18 +162,22 @@ class Ends:
                     if _is_due(self._log.state.known.get(entry[1]), entry[0]):
                         heappush(self._expiring, entry)
 
-    def _take_due(self) -> list[tuple[int, str]]:
-        """What has expired by now and is not gone; those that are just being changed wait for the next time."""
+    def _take_due(self) -> tuple[list[tuple[int, str]], int]:
+        """Some of what has expired by now and is not gone, but for what is just being changed; and of how many."""
         now_ms, due, later = self._clock.now_ms(), list[tuple[int, str]](), list[tuple[int, str]]()
-        while self._expiring and self._expiring[0][0] <= now_ms and len(due) < EVENTS:
+        looked_at = 0
+        while looked_at < SLICE:
+            if not self._expiring or self._expiring[0][0] > now_ms or len(due) == EVENTS:
+                break
             entry = heappop(self._expiring)
+            looked_at += 1
             if self._writes.is_changing(entry[1]):
                 later.append(entry)
             elif _is_due(self._log.state.known.get(entry[1]), entry[0]):
                 due.append(entry)
         for entry in later:
             heappush(self._expiring, entry)
-        return due
+        return due, looked_at
 
 
 def _is_due(known: Known | None, expires_at_ms: int) -> bool:

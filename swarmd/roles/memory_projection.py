@@ -15,12 +15,15 @@ from msgspec import Struct, structs
 
 from swarmd.core.errors import Fault, Rejected, SwarmdError
 from swarmd.core.memory import Rebuilt
+from swarmd.core.memory_door import unit_vector
 from swarmd.ports import Clock, Embeddings, Log, Meter, Probe, VectorStores
 from swarmd.roles.memory_feed import Feed, FeedWorld
 from swarmd.roles.memory_jobs import Jobs
 from swarmd.roles.memory_vectors import Vectors, vectors_of
 
 if TYPE_CHECKING:
+    from array import array
+
     from swarmd.core.memory_wire import Job, RebuildRequest, VerifyRequest
     from swarmd.ports import Hit, Pin, VectorQuery
     from swarmd.roles.memory_log import MemoryLog
@@ -355,6 +358,19 @@ class Projection:
             found = await vectors_of(feed.vectors.embeddings, texts)
             if self.feed is feed or self.feed is None:
                 return found
+
+    def given(self, vector: Sequence[float], embedder: str) -> tuple[array[float], Pin]:
+        """A vector that somebody made elsewhere, by `embedder` ("" for the one in service), as a query; and its pin.
+
+        Raises `Rejected("embedder_mismatch" | "wrong_dimension" | "bad_vector")`, `Fault("memory_behind")`.
+        """
+        pin = self.pin
+        if pin is None:
+            raise Fault("memory_behind", f"{self.trouble}: ask again")
+        if embedder not in ("", pin.embedder):
+            why = f"this memory's vectors are made by {pin.embedder}, not by {embedder}: send a text instead"
+            raise Rejected("embedder_mismatch", why)
+        return unit_vector(vector, pin.dimension), pin
 
     async def search(
         self, query: VectorQuery, as_of: int = 0, at_least_seq: int = 0, pin: Pin | None = None

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from swarmd.core import memory_door, memory_fold
-from swarmd.core.errors import Fault, Rejected
+from swarmd.core.errors import Rejected
 from swarmd.core.memory_spaces import may_read, spaces_for_reading
 from swarmd.core.memory_wire import (
     ANSWER_BYTES_MAX,

@@ -140,16 +140,8 @@ class Watches:
         memory_door.check_expiry(request.expires_at_ms, self._ports.clock.now_ms())
         vector, embedder = b"", ""
         if not isinstance(request.vector, UnsetType):
-            pin = self._projection.pin
-            if pin is None:
-                raise Fault("memory_behind", f"{self._projection.trouble}: ask again")
-            if request.embedder not in ("", pin.embedder):
-                why = (
-                    f"this memory's vectors are made by {pin.embedder}, not by {request.embedder}: send a text instead"
-                )
-                raise Rejected("embedder_mismatch", why)
-            vector = memory_door.vector_bytes(memory_door.unit_vector(request.vector, pin.dimension))
-            embedder = pin.embedder
+            given, pin = self._projection.given(request.vector, request.embedder)
+            vector, embedder = memory_door.vector_bytes(given), pin.embedder
         return Watched(
             threshold=request.threshold,
             text=request.text,

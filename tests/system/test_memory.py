@@ -368,6 +368,18 @@ async def test_expired_memories_are_not_shown_and_soon_dropped(world: World) -> 
     assert code(await world.remember("brief", id="a", expires_at_ms=now + 60_000)) == "forgotten"
 
 
+async def test_what_ended_before_it_expired_holds_no_expiry_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarmd.roles.memory_ends.SLICE", 1)
+    now = world.clock.now_ms()
+    for n in range(40):
+        await world.kept("brief", id=f"m{n}", author="desk", expires_at_ms=now + 60_000 + n)
+        if n < 39:
+            await world.tell("forget", {"id": f"m{n}"}, **ADMIN)
+    world.clock.ahead_ms = 61_000
+    state = world.nodes[0].state
+    await until(lambda: state.known["m39"].gone_seq > 0)
+
+
 async def test_an_expiry_that_the_log_does_not_accept_is_written_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
