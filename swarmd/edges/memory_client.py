@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from swarmd.adapters.broker_users import read_credentials
 from swarmd.adapters.nats_bus import NatsBus
 from swarmd.adapters.nats_connect import NatsSettings, connect, disconnect
 from swarmd.core.errors import Fault, Rejected
@@ -71,10 +73,22 @@ class MemoryClient(MemoryLink):
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, url: str | NatsSettings = "nats://127.0.0.1:4222", memory: str = "shared", **who: Any
+        cls,
+        url: str | NatsSettings = "nats://127.0.0.1:4222",
+        memory: str = "shared",
+        *,
+        user_file: str | Path = "",
+        **who: Any,
     ) -> AsyncIterator[MemoryClient]:
-        """Connect to a broker; `who` are the other arguments of the constructor. Raises `Rejected` or `Fault`."""
+        """Connect to a broker; `who` are the other arguments of the constructor. Raises `Rejected` or `Fault`.
+
+        `user_file` is one that `up` made, such as `DATA/users/admin.json`: who may ask as a member or an admin.
+        """
         settings = url if isinstance(url, NatsSettings) else NatsSettings(url=url)
+        if user_file:
+            own = read_credentials(Path(user_file))
+            rights = {"user": own.user, "password": own.password, "inbox_prefix": own.inbox_prefix}
+            settings = msgspec.structs.replace(settings, **rights)
         connection = await connect(settings, "swarmd-memory-client")
         try:
             yield cls(NatsBus(connection), memory, **who)

@@ -94,12 +94,20 @@ class MemoryLink:
             except Fault as fault:
                 again = fault.code in _NOT_DONE or (repeat and fault.code in _UNSURE)
                 if not again or loop.time() + pause_s > gives_up_at:
-                    raise _in_words(fault, self.memory) from None
+                    raise self._in_words(fault, subject) from None
                 if not waits:
                     self._told(f"memory {self.memory} does not answer ({fault.code}): asking again")
                     waits = True
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, PAUSE_S_MAX)
+
+    def _in_words(self, fault: Fault, subject: str) -> Fault:
+        if fault.code == "no_responders":
+            why = f"nobody serves memory {self.memory}: is its node running, and is this its name?"
+            return Fault("no_responders", why)
+        if fault.code == "timeout" and (self._admin or self._swarm):
+            return Fault("timeout", f"{fault.message}: may this user ask there? the broker drops what is not allowed")
+        return fault
 
 
 def encoded(body: Any) -> bytes:
@@ -116,9 +124,3 @@ def _is_finite(vector: list[Any]) -> bool:
         return math.isfinite(sum(vector))
     except TypeError:
         return True  # no numbers: the node says which
-
-
-def _in_words(fault: Fault, memory: str) -> Fault:
-    if fault.code != "no_responders":
-        return fault
-    return Fault("no_responders", f"nobody serves memory {memory}: is its node running, and is this its name?")

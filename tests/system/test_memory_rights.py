@@ -22,6 +22,7 @@ from swarmd.core.errors import Fault, Rejected
 from swarmd.core.events import Failure
 from swarmd.core.memory_wire import GetReply, MatchesReply, RecallReply, RememberReply
 from swarmd.edges import wiring
+from swarmd.edges.memory_client import MemoryClient
 from swarmd.edges.projections import MemoryOptions, serve_memory
 from tests.system.swarms import Role
 
@@ -40,8 +41,8 @@ SWARMS = ("main", "other")
 class Users:
     """A connection for each user."""
 
-    def __init__(self, buses: dict[str, NatsBus]) -> None:
-        self._buses = buses
+    def __init__(self, url: str, buses: dict[str, NatsBus]) -> None:
+        self.url, self._buses = url, buses
 
     async def ask(self, user: str, subject: str, **body: Any) -> bytes:
         """What is answered; a user without the right hears nothing."""
@@ -85,7 +86,7 @@ async def a_broker(directory: Path) -> AsyncIterator[Users]:
             node = await Role(group, run).ready()
             names = (CLIENT, "admin", "delegate", *map(member_user, SWARMS))
             clients = {name: await connect(settings(name), name) for name in names}
-            yield Users({name: NatsBus(client) for name, client in clients.items()})
+            yield Users(server.url, {name: NatsBus(client) for name, client in clients.items()})
             for client in clients.values():
                 await disconnect(client)
             await node.stop()
@@ -138,3 +139,18 @@ async def test_watches_cross_to_clients_and_members(tmp_path: Path) -> None:
             reply = msgspec.json.decode(await users.ask(user, f"{place}matches", **asked), type=MatchesReply)
             found[user] = [match.memory.id for match in reply.matches]
         assert found == {CLIENT: [], "worker.other": [], "worker.main": ["secret"]}
+
+
+async def test_a_client_takes_its_user_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarmd.edges.memory_link.ASK_MS", 1_000)
+    async with a_broker(tmp_path) as users:
+        file = tmp_path / "users" / "admin.json"
+        async with MemoryClient.connect(users.url, admin=True, user_file=file) as memory:
+            note = await memory.remember("secret", space="swarm/main")
+            assert [found.space for found in await memory.get([note.id])] == ["swarm/main"]
+        async with MemoryClient.connect(users.url, admin=True, patience_ms=0) as memory:
+            with pytest.raises(Fault, match="may this user ask there"):
+                await memory.stats()
+        with pytest.raises(Rejected, match=r"nobody\.json"):
+            async with MemoryClient.connect(users.url, user_file=tmp_path / "nobody.json"):
+                pass
