@@ -212,14 +212,14 @@ async def test_jobs_that_are_killed_leave_a_store_that_is_whole(memory: Havoc, k
     print(await memory.check())
 
 
-@pytest.mark.parametrize("size", [pytest.param(48, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("size", [pytest.param(16, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
 async def test_a_full_disk_below_the_store_keeps_nobody_from_remembering(memory: Havoc, size: int) -> None:
     with small_disk(memory.data_of(), size) as disk:
         node = await memory.node()
         await memory.watch()
         memory.padding = " and so on" * 2_000
         async with memory.load(8, 0.0):
-            await until(lambda: memory.is_in_trouble(), 120)
+            await until(lambda: memory.is_in_trouble(), 240)
             full = len(memory.acked)
             await memory.more(200)
             assert node.alive, node.errors()
