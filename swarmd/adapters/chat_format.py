@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct, field
 
 from swarmd.adapters.chat_request import ANSWER_TOOL, as_json, unboxed
-from swarmd.core.errors import Fault, Rejected
+from swarmd.core.errors import UNREADABLE, Fault, Rejected
 from swarmd.core.turns import Finish, ModelReply, ModelRequest, ToolCall, Usage
 
 ERROR_CHARS_MAX = 500
@@ -65,7 +65,7 @@ def decode_body(payload: bytes) -> Any:
     """The JSON value of an answer. Raises `Fault("bad_answer")` for HTML and whatever else is not JSON."""
     try:
         return msgspec.json.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:  # also what is nested too deep
         pass
     start = error_text(payload.decode("utf-8", "replace"))[:80]
     raise Fault("bad_answer", f"the model endpoint answered with something that is not JSON: {start!r}")

@@ -78,6 +78,8 @@ async def test_a_text_that_is_too_long_is_embedded_by_its_beginning() -> None:
         ({"data": [{"embedding": [1.0, 2.0, 3.0]}]}, Rejected, "wrong_dimension"),
         ({"error": {"message": "busy", "code": 503}}, Fault, "model_unavailable"),
         ("<html>", Fault, "bad_answer"),
+        ("[" * 100_000, Fault, "bad_answer"),
+        ('{"data": ' + "[" * 5_000 + "]" * 5_000 + "}", Fault, "bad_answer"),
     ],
 )
 async def test_what_is_no_vector_is_an_error(body: Any, kind: type, code: str) -> None:
