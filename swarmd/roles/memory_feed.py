@@ -269,12 +269,12 @@ class Feed:
             if self._end and self.applied >= self._end:
                 return
 
-    async def _apply(self, rows: list[Row], gone: list[str], upto: int, fresh: bool) -> None:
-        """Write; a row that the store refuses does not keep the others out."""
+    async def _apply(self, rows: list[Row], gone: list[str], upto: int, fresh: bool) -> int:
+        """Write; a row that the store refuses does not keep the others out. How many it took."""
         self._check_lease()
         try:
             await self.store.apply(rows, gone, upto, fresh=fresh)
-            return
+            return len(rows)
         except Rejected as error:
             refused = error
         if not rows:
@@ -283,10 +283,10 @@ class Feed:
             await self._apply([], gone, upto, False)
             self._world.meter.count("swarmd_memory_refused_total", self._log.memory)
             self._world.probe.incident(f"memory {rows[0].memory.id} cannot be searched: {refused.message}")
-            return
+            return 0
         half = len(rows) // 2
-        await self._apply(rows[:half], [], self._marked, False)
-        await self._apply(rows[half:], gone, upto, False)
+        taken = await self._apply(rows[:half], [], self._marked, False)
+        return taken + await self._apply(rows[half:], gone, upto, False)
 
     async def mend(self, versions: Sequence[tuple[Memory, Version]], gone: Sequence[str]) -> int:
         """Put present versions in place of whatever the store says of them, and take out what is gone; how many.
@@ -303,8 +303,8 @@ class Feed:
                 if self._is_present(memory)
             ]
             left = [memory for memory in gone if self._is_gone(memory)]
-            await self._apply(rows, left, self._marked, False)
-        return len(rows) + len(left)
+            taken = await self._apply(rows, left, self._marked, False)
+        return taken + len(left)
 
     def _is_present(self, memory: Memory) -> bool:
         known = self._state.known.get(memory.id)

@@ -98,3 +98,13 @@ async def test_a_forged_commit_holds_nothing_up(world: World, name: str) -> None
     for part in ("known", "live", "spaces", "matched", "numbered", "rebuilt", "wrote", "read", "counters"):
         assert getattr(other.state, part) == getattr(world.nodes[0].state, part), part
     assert not any(running.task.done() for running in world.nodes)
+
+
+async def test_what_a_store_refuses_is_not_said_to_be_repaired(world: World) -> None:
+    await forge(world, *FORGED["a text of any size"])
+    seq = await world.kept("after it all", id="after")
+    await world.recall("after it all", at_least_seq=seq)
+    await world.ask("verify", {"repair": True}, JobReply, admin=True)
+    job = world.nodes[0].node._projection.jobs[-1]
+    await until(lambda: job.state != "running")
+    assert (job.state, job.missing, job.repaired) == ("done", 1, 0)
