@@ -177,9 +177,14 @@ async def serve_memory(
     life: tuple[asyncio.Event, Callable[[], None]],
 ) -> None:
     """One memory node over any stores, until stopped. Raises `Rewound`."""
-    boot = new_boot()
+    boot, stream = new_boot(), subjects.memory_stream(options.memory)
+
+    async def log_size() -> tuple[int, int]:
+        state = await stream_state(wire.bus, stream)
+        return state["bytes"], state["max_bytes"]
+
     ports = MemoryPorts(
-        log=wire.log(subjects.memory_stream(options.memory)),
+        log=wire.log(stream),
         bus=wire.bus,
         lease=NatsLease.of_memory(wire.bus, options.memory, f"{options.name} {boot}"),
         stores=stores,
@@ -190,6 +195,7 @@ async def serve_memory(
         entropy=ENTROPY,
         probe=TelemetryProbe(telemetry),
         meter=telemetry,
+        log_size=log_size,
     )
     await _run_until_stopped(wire, MemoryNode(options.memory, options.name, boot, ports), *life)
 

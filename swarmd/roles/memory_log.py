@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from swarmd.core import memory_fold, subjects
 from swarmd.core.codec import Codec, Commit, Garbage
-from swarmd.core.errors import Fault, SwarmdError
+from swarmd.core.errors import Fault, Rejected, SwarmdError
 from swarmd.core.events import Event, Fact
 from swarmd.core.memory import MEMORY_FACTS, MEMORY_TYPES, How, Read, Version, version_of
 from swarmd.core.memory_fold import MEMORY_ROLE, MemoryState
@@ -27,10 +27,12 @@ from swarmd.roles.writer import LogWriter, sign
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from swarmd.core.errors import Rejected
     from swarmd.core.memory_spaces import Caller
     from swarmd.core.state import Place
 
+#: Warned at this share of what the log may hold; beyond the other, only what ends or reads memories is still written.
+WARN_SHARE: Final = 0.8
+FULL_SHARE: Final = 0.9
 #: Commits that are folded, or handed to a follower, before others get their turn.
 SLICE: Final = 64
 #: Payload of the newest commits that stay at hand while somebody follows.
@@ -72,6 +74,8 @@ class MemoryLog:
         self._offered: list[Event] = []
         self._unfolded: dict[int, tuple[Event, Callable[[SwarmdError | None], None]]] = {}
         self._waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self._refusing = ""
+        self._is_warned = False
         self._followers = 0
         self._recent: dict[int, tuple[Commit | Garbage, int]] = {}
         self._recent_bytes = 0
@@ -103,6 +107,23 @@ class MemoryLog:
             raise Rewound(f"the log of memory {self.memory} at sequence {state.seq} is not what was folded")
 
     # --- writing ---
+
+    def holds(self, size: int, size_max: int) -> None:
+        """The log has this many bytes now, and may have `size_max` (0 or less: any)."""
+        share = size / size_max if size_max > 0 else 0.0
+        told = f"the log of memory {self.memory} holds {size} of {size_max} bytes"
+        self._refusing = f"{told}: raise [memory] log_bytes_max and restart its node" if share >= FULL_SHARE else ""
+        if share >= WARN_SHARE and not self._is_warned:
+            self._ports.probe.incident(told)
+        self._is_warned = share >= WARN_SHARE
+
+    def check_room(self) -> None:
+        """Before what makes a memory larger: the rest of a log is for revoking and reading what there is.
+
+        Raises `Rejected("log_full")`.
+        """
+        if self._refusing:
+            raise Rejected("log_full", self._refusing)
 
     def offer(self, subject: str, fact: Fact, folded: Callable[[SwarmdError | None], None]) -> None:
         """Append one event; `folded` is called once it is folded (None), or with why it cannot be stored."""

@@ -8,11 +8,12 @@ fold. The store is written only while the lease is fresh. Must not know which st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
+from swarmd.core import subjects
 from swarmd.core.errors import Fault, SwarmdError
 from swarmd.core.memory_lineage import lineage
 from swarmd.core.memory_spaces import may_read
@@ -58,7 +59,10 @@ DRAIN_S: Final = 5.0
 
 
 class MemoryPorts(Struct, frozen=True):
-    """What a memory node needs of the world; `embeddings`, `spec` and `matrix` as its projection and watches say."""
+    """What a memory node needs of the world; `embeddings`, `spec` and `matrix` as its projection and watches say.
+
+    `log_size` tells how many bytes the log has, and how many it may have (0: any).
+    """
 
     log: Log
     bus: Bus
@@ -71,6 +75,7 @@ class MemoryPorts(Struct, frozen=True):
     entropy: Entropy
     probe: Probe
     meter: Meter
+    log_size: Callable[[], Awaitable[tuple[int, int]]]
 
 
 class MemoryNode:
@@ -135,7 +140,7 @@ class MemoryNode:
         target = await self._log.last_seq()
         try:
             async with asyncio.TaskGroup() as self._group:
-                for life in (self._log.run(), self._desk.run(), self._gauge()):
+                for life in (self._log.run(), self._desk.run(), self._gauge(), self._watch_size()):
                     self._group.create_task(life)
                 await self._log.folded(target)
                 await self._campaign()
@@ -230,6 +235,20 @@ class MemoryNode:
             meter.gauge("swarmd_memories", self.state.live, self.memory)
             if self.leading.is_set():
                 meter.gauge("swarmd_memory_lag_messages", max(0, self._log.seq - self._projection.applied), self.memory)
+
+    async def _watch_size(self) -> None:
+        """Look how full the log is."""
+        ports = self._ports
+        store = subjects.memory_stream(self.memory)
+        while True:
+            try:
+                size, size_max = await ports.log_size()
+                self._log.holds(size, size_max)
+                ports.meter.gauge("swarmd_store_bytes", size, store)
+                ports.meter.gauge("swarmd_store_limit_bytes", size_max, store)
+            except SwarmdError as error:
+                ports.probe.trouble("size of the memory's log", error)
+            await ports.clock.sleep(GAUGE_MS)
 
     # --- verbs that are done elsewhere ---
 

@@ -124,6 +124,7 @@ class Watches:
                 return earlier.seq
         elif len(watches) + len(self._making) > WATCHES_MAX:
             raise Rejected("too_many_watches", f"there are {WATCHES_MAX} watches: end some, or let them expire")
+        self._log.check_room()
         await self._log.commit((watcher, fact))
         watch = watches.get(watcher)
         if watch is None or watch.fact != fact:

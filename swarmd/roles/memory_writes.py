@@ -78,6 +78,7 @@ class Writes:
                 return
             wish = self._wishes.get(memory)
             if wish is None:
+                self._log.check_room()
                 fact = self._fact(caller, wanted, memory, space)
                 wish = self._wishes[memory] = _Wish(text, space, [told], self._clock.now_ms())
                 self._log.offer(memory, fact, partial(self._folded, memory, wish))
@@ -202,6 +203,7 @@ class Writes:
                 if wanted.if_seq not in (0, known.place[0]):
                     why = f"memory {memory[:200]} is at sequence {known.place[0]} by now: read it and decide again"
                     raise Conflict("stale_update", why)
+                self._log.check_room()
                 seq = await self._log.commit((memory, fact))
                 if known.place[0] == seq and not known.gone_seq:
                     return RememberReply(memory, seq)

@@ -117,6 +117,7 @@ class World:
         self.disk = FakeDisk()
         self.stores = FakeVectorStores(self.disk)
         self.board: list[str] = []
+        self.log_bytes_max = 0
         self._names = count(1)
         self.nodes: list[Running] = []
 
@@ -139,6 +140,7 @@ class World:
             entropy=SystemEntropy(),
             probe=probe,
             meter=telemetry,
+            log_size=self._log_size,
         )
         node = MemoryNode(MEMORY, name, f"boot{name}", ports)
         running = Running(node, lease, probe, self.group.create_task(node.run()))
@@ -149,6 +151,9 @@ class World:
             if running.task.done():
                 running.task.result()
         return running
+
+    async def _log_size(self) -> tuple[int, int]:
+        return self.log.size, self.log_bytes_max
 
     async def tell(self, verb: str, body: Any, **who: Any) -> RememberReply:
         """Ask for a change."""

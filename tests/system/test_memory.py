@@ -247,6 +247,31 @@ async def test_an_answer_has_no_more_than_the_broker_takes(world: World) -> None
     assert pages == ids
 
 
+async def test_a_memory_whose_log_is_almost_full_can_still_be_read_and_revoked(world: World) -> None:
+    seq = await world.kept("bread", MAIN, id="a", author="desk")
+    await world.kept("salt", MAIN, id="b", author="desk")
+    await world.tell("watch", {"watcher": "w", "text": "bread"})
+    world.log_bytes_max = int(world.log.size / 0.95)
+    probe = world.nodes[0].probe
+    await until(lambda: probe.heard("the log of memory shared holds"))
+    for verb, body in (
+        ("remember", {"text": "more"}),
+        ("update", {"id": "a", "text": "more", "agent": "desk"}),
+        ("watch", {"watcher": "v", "text": "more"}),
+    ):
+        wrong = await world.refused(verb, body, **MAIN)
+        assert (wrong.code, "raise [memory] log_bytes_max" in wrong.message) == ("log_full", True), verb
+    assert (await world.remember("bread", MAIN, id="a")).seq == seq  # a repeat needs no room
+    assert [one.id for one in (await world.get("a", task="t1", **MAIN)).memories] == ["a"]
+    assert await world.recall("salt", MAIN, task="t2", k=1) == ["b"]
+    assert code(await world.tell("unwatch", {"watcher": "w"})) == ""
+    assert [one.task for one in (await world.revoke(id="a")).readers] == ["t1"]
+    assert code(await world.tell("forget", {"id": "b", "agent": "desk"}, **MAIN)) == ""
+    world.log_bytes_max *= 10
+    await until(lambda: not world.nodes[0].node._log._refusing)
+    assert code(await world.remember("more", MAIN)) == ""
+
+
 async def test_an_export_is_all_that_is_there_and_enough_to_remember_it_again(world: World) -> None:
     vector = [1.0] + [0.0] * 63
     made = {"author": "desk", "task": "t1", "step": "s1", "space": "swarm"}
