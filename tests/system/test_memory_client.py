@@ -210,6 +210,9 @@ async def test_an_update_that_may_have_been_done_is_not_repeated(
         with pytest.raises(Fault, match="no answer"):
             await client.update("a", text="b")
         assert [subject for subject, _ in node.asked] == ["shared.update"]
+        with pytest.raises(Fault, match="no answer"):
+            await client.update("a", text="b", if_seq=7)  # is answered like the first time, if it was done
+        assert len(node.asked) > 2
 
 
 async def test_get_goes_on_where_an_answer_had_no_room(server: NatsServer) -> None:
