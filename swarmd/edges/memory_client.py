@@ -137,7 +137,8 @@ class MemoryClient(MemoryLink):
     async def update(self, id: str, **fields: Any) -> RememberReply:
         """Let a memory say something else; `fields` are those of `UpdateRequest`, and what is left out stays.
 
-        Without `if_seq` only repeated while it surely was not done. Raises `Conflict("stale_update")` where `if_seq` is not current.
+        Without `if_seq` only repeated while it surely was not done. Raises `Conflict("stale_update")` where `if_seq` is
+        not current.
         """
         wanted = UpdateRequest(id, **fields)
         return await self._ask("update", wanted, RememberReply, repeat=wanted.if_seq > 0)
