@@ -35,10 +35,14 @@ _STORE_FAILED, _TOO_LARGE, _NO_MESSAGE = 10077, 10054, 10037
 RECEIPT_TIMEOUT_MS: Final = 2_000
 APPEND_TIMEOUT_MS: Final = 60_000
 PREFETCH: Final = 2_000
+#: A pull ends with so many bytes. Two may be under way, and a broker hangs up on who has 64 MiB yet to read.
+PREFETCH_BYTES: Final = 16 * 1024 * 1024
 IDLE_HEARTBEAT_S: Final = 1
 #: How long a consumer may take to be made. A request that came while a cluster elected is never answered.
 OPEN_TIMEOUT_MS: Final = 1_000
 READ_PARALLEL: Final = 64
+
+_PENDING: Final = "Nats-Pending-Messages"
 
 
 class JetStreamLog:
@@ -277,9 +281,8 @@ class _Tail:
 
     async def _pull(self, batch: int) -> None:
         self._wanted += batch
-        body = msgspec.json.encode(
-            {"batch": batch, "expires": 60_000_000_000, "idle_heartbeat": IDLE_HEARTBEAT_S * 1_000_000_000}
-        )
+        wanted = {"batch": batch, "max_bytes": PREFETCH_BYTES, "expires": 60_000_000_000}
+        body = msgspec.json.encode({**wanted, "idle_heartbeat": IDLE_HEARTBEAT_S * 1_000_000_000})
         try:
             await self._bus.publish_raw(
                 f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}", body, self._inbox, None
@@ -291,8 +294,9 @@ class _Tail:
         headers = message.headers
         if not message.reply.startswith(_ACK):  # a stored message may have any header, but never this reply subject
             status = headers.get("Status") if headers else None
-            if headers and status == "408":  # a pull request ran out of time with so much of it unserved
-                self._wanted -= int(headers.get("Nats-Pending-Messages", "0"))
+            # A pull request ran out of time, or had its bytes, with so much of it unserved.
+            if headers and (status == "408" or (status == "409" and _PENDING in headers)):
+                self._wanted -= int(headers.get(_PENDING, "0"))
             elif status != "100":
                 self._broken = True
             self._arrived.set()

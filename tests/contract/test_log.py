@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -258,6 +259,29 @@ async def test_appends_and_followers_survive_a_killed_broker(tmp_path: Path) -> 
             assert await reader.has(150) == list(range(1, 151))
             following.cancel()
             supervising.cancel()
+
+
+@needs_broker
+async def test_large_commits_come_no_faster_than_they_are_taken(tmp_path: Path) -> None:
+    """A broker hangs up on a reader for whom 64 MiB wait; a log of large commits could then never be read."""
+    async with jetstream(tmp_path) as stream:
+        large, count = bytes(700_000), 200
+        for n in range(1, count + 1):
+            await stream.log.append(SUBJECT, large, f"boot.{n}", n - 1)
+        seen: list[int] = []
+        losses = stream.bus.client.stats["reconnects"]
+
+        async def take(records: list[Record]) -> None:
+            seen.extend(record.seq for record in records)
+            time.sleep(0.05)  # noqa: ASYNC251 - as one does that is at its limit: nobody reads meanwhile
+
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            following = group.create_task(stream.log.follow(0, take))
+            while len(seen) < count:
+                await asyncio.sleep(0.01)
+            following.cancel()
+        assert seen == list(range(1, count + 1))
+        assert stream.bus.client.stats["reconnects"] == losses
 
 
 # --- what others may put into the stream -----------------------------------------------------------
