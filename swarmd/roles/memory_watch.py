@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from swarmd.roles.memory_log import MemoryLog
     from swarmd.roles.memory_projection import Projection
 
-WATCHES_MAX: Final = 10_000
+#: A memory that concerns all of them is told of in one event, whose size is bounded: about 90 bytes for each.
+WATCHES_MAX: Final = 5_000
 
 
 class WatchPorts(Struct, frozen=True):

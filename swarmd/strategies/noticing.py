@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from swarmd.roles.context import Context
     from swarmd.roles.memory_steps import Recalled
 
-#: Longer than most runs take, and short enough for a memory that serves 10,000 watches.
+#: Longer than most runs take, and short enough for a memory that serves 5,000 watches.
 WATCH_MS: Final = 7 * 24 * 3_600_000
 #: Notes that are kept for one reader, the nearest of them.
 NOTICED_MAX: Final = 1_000

@@ -6,15 +6,18 @@ import asyncio
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from swarmd.adapters.memory_fakes import FakeVectorStores
 from swarmd.adapters.nats_server import NatsServer, find_nats_server
+from swarmd.core.commands import MESSAGE_BYTES_MAX
 from swarmd.core.errors import Conflict, Fault, Rejected
 from swarmd.core.memory import Matched
 from swarmd.core.memory_spaces import Caller
 from swarmd.core.memory_wire import MatchesRequest, RebuildRequest, UnwatchRequest, WatchRequest
 from swarmd.edges.wiring import CLOCK
+from swarmd.roles.memory_watch import WATCHES_MAX
 from tests.system.swarms import until
 
 if TYPE_CHECKING:
@@ -299,3 +302,9 @@ async def test_matching_waits_for_an_embedder_and_skips_nothing(server: NatsServ
         living.embedders.fickle.failure = None
         assert await matched(desk, "baker") == ["bread one"]
         assert await matched(desk, "miller") == ["flour two"]
+
+
+def test_a_match_of_all_watches_fits_into_one_event() -> None:
+    watchers = {f"{number:064}": -0.123456789012345678 for number in range(WATCHES_MAX)}
+    event = msgspec.json.encode(Matched(seq=10**15, index=1023, watchers=watchers))
+    assert len(event) < MESSAGE_BYTES_MAX - 1_024
