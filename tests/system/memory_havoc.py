@@ -48,11 +48,7 @@ RIGHT_S = 120.0
 ANSWER_MS = 25_000
 SOON_MS = 2_000
 #: What may be answered while there is trouble: each says what to do.
-PLAIN_FAULTS = frozenset(
-    "timeout no_responders disconnected busy not_accepted log_full no_receipt job_running".split()
-)
-    {"timeout", "no_responders", "disconnected", "busy", "not_accepted", "log_full", "no_receipt", "job_running"}
-)
+PLAIN_FAULTS = frozenset("timeout no_responders disconnected busy not_accepted log_full no_receipt job_running".split())
 STORE_FAULTS = frozenset({"memory_behind", "memory_unavailable", "memory_closed", "memory_full", "memory_lost"})
 
 
