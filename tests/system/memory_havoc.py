@@ -51,6 +51,8 @@ SOON_MS = 2_000
 PLAIN_FAULTS = frozenset("timeout no_responders disconnected busy not_accepted log_full no_receipt job_running".split())
 STORE_FAULTS = frozenset({"memory_behind", "memory_unavailable", "memory_closed", "memory_full", "memory_lost"})
 
+
+class Havoc:
     """A memory on a broker: its nodes, whoever writes, watches and recalls, and what was answered."""
 
     def __init__(self, rig: Rig, bus: NatsBus, log: JetStreamLog, prefix: str) -> None:
