@@ -3,7 +3,9 @@
 Job: concurrent callers share batches, which a thread embeds; what was embedded lately is not embedded again; where an
 endpoint allows only so much in a minute, batches wait for their turn. Invariants: a vector is the same whether it was
 remembered or made; every wait is bounded, and one that would be longer is a `Fault` that says how long; what is held
-never exceeds its bound in bytes. Must not know: what the texts are for, or how vectors are made.
+never exceeds its bound in bytes. Where vectors are computed here, large batches may be made in a process beside this
+one: whoever fills a store would otherwise share one interpreter with whoever answers. Must not know: what the texts
+are for, or how vectors are made.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
+from swarmd.aside import ProcessDied, Processes
 from swarmd.coalesce import Coalescer
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.model_limits import Rate, Slice, full, take
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from swarmd.ports import Clock, Embedder
 
@@ -34,6 +37,9 @@ RATE_WAIT_MS_MAX: Final = 30_000
 TOLD_WAIT_MS: Final = 1_000
 #: What an entry of the cache takes beside its numbers: the digest, the array's head, its place in the table.
 ENTRY_BYTES: Final = 240
+#: Batches of so many texts are worth the way to another process, which ends when it was idle for a while.
+ASIDE_TEXTS_MIN: Final = 256
+ASIDE_IDLE_S: Final = 30.0
 _DIGEST_BYTES: Final = 16
 _CHARS_PER_TOKEN: Final = 4
 
@@ -58,12 +64,24 @@ class EmbedLimits(Struct, frozen=True):
 class CachedEmbedder:
     """`Embeddings` over an `Embedder`. One event loop; the embedder is called from threads, `lanes` at a time."""
 
-    def __init__(self, embedder: Embedder, clock: Clock, limits: EmbedLimits | None = None) -> None:
-        """No I/O. Raises `Rejected("bad_limits")`."""
+    def __init__(
+        self,
+        embedder: Embedder,
+        clock: Clock,
+        limits: EmbedLimits | None = None,
+        aside: Callable[[int, list[str]], bytes] | None = None,
+    ) -> None:
+        """No I/O. Raises `Rejected("bad_limits")`.
+
+        `aside` is a function of a module that makes the same vectors, of a dimension and of texts, as float32 one after
+        another: it is called in another process for large batches.
+        """
         self._limits = limits = limits or EmbedLimits()
         if min(limits.batch_texts, limits.batch_chars, limits.lanes, limits.wait_ms_max) < 1 or limits.cache_bytes < 0:
             raise Rejected("bad_limits", f"limits of an embedder must be positive, and a cache not negative: {limits}")
         self._embedder, self._clock = embedder, clock
+        self._aside, self._processes = aside, Processes()
+        self._ending: asyncio.TimerHandle | None = None
         self.id, self.dimension = embedder.id, embedder.dimension
         self._lanes = [
             Coalescer(self._embed, window_ms=limits.window_ms, items_max=limits.batch_texts)
@@ -100,6 +118,9 @@ class CachedEmbedder:
     async def close(self) -> None:
         """Forget all vectors, and close the embedder if it can be closed."""
         self._cache.clear()
+        if self._ending is not None:
+            self._ending.cancel()
+        self._processes.close()
         closing = getattr(self._embedder, "close", None)
         if closing is not None:
             await asyncio.to_thread(closing)
@@ -159,11 +180,26 @@ class CachedEmbedder:
         rest = {key: text for key, text in wanted.items() if key not in found}
         if rest:
             await self._draw(sum(map(len, rest.values())) // _CHARS_PER_TOKEN + len(rest))
-            made = await asyncio.to_thread(self._arrays, list(rest.values()))
+            made = await self._computed(list(rest.values()))
             for key, vector in zip(rest, made, strict=True):
                 found[key] = vector
                 self._remember(key, vector)
         return [found[key] for key in keys]
+
+    async def _computed(self, texts: list[str]) -> list[array[float]]:
+        if self._aside is None or len(texts) < ASIDE_TEXTS_MIN:
+            return await asyncio.to_thread(self._arrays, texts)
+        if self._ending is not None:
+            self._ending.cancel()
+        try:
+            vectors = await self._processes.call(self._aside, self.dimension, texts)
+        except ProcessDied:
+            log.warning("the process that embeds with %s ended: %d texts are embedded here", self.id, len(texts))
+            return await asyncio.to_thread(self._arrays, texts)
+        finally:
+            self._ending = asyncio.get_running_loop().call_later(ASIDE_IDLE_S, self._processes.close)
+        size = 4 * self.dimension
+        return [array("f", vectors[at : at + size]) for at in range(0, len(vectors), size)]
 
     def _arrays(self, texts: list[str]) -> list[array[float]]:
         return [array("f", vector) for vector in self._embedder.embed(texts)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from swarmd.hash_embedder import DIMENSION, WORD_CHARS_KEPT, HashEmbedder, features_of, terms_of
@@ -98,3 +99,13 @@ class HashBatches:
                 self._terms = {}
             self._terms[term] = known
         return known
+
+
+def embed_aside(dimension: int, texts: list[str]) -> bytes:
+    """The vectors of texts one after another, for a process that does nothing else: it keeps its terms for the next."""
+    return b"".join(vector.tobytes() for vector in _kept(dimension).embed(texts))
+
+
+@cache
+def _kept(dimension: int) -> HashBatches:
+    return HashBatches(dimension)

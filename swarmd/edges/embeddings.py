@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from swarmd.adapters.bert_embedder import BertEmbedder
-from swarmd.adapters.hash_batches import HashBatches
+from swarmd.adapters.hash_batches import HashBatches, embed_aside
 from swarmd.adapters.models import open_embedder
 from swarmd.cached_embedder import CachedEmbedder, EmbedLimits
 from swarmd.core.errors import Rejected
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 FORMS: Final = "'hash', 'hash:DIMENSION', 'model:DIRECTORY' or 'provider:model'"
 #: Batches under way at once. What computes here has one; an endpoint is waited for, so several pay.
 ENDPOINT_LANES: Final = 4
+ASIDE_BATCH_TEXTS: Final = 512
 _LOCAL: Final = ("hash", "model")
 
 
@@ -45,6 +46,10 @@ def embedder_of(spec: str, settings: Settings, clock: Clock, dimension: int = 0)
     )
     if (spec or table.embedder).partition(":")[0] not in _LOCAL:
         limits = msgspec.structs.replace(limits, lanes=ENDPOINT_LANES)
+    elif isinstance(embedder, HashBatches):
+        # One for whoever asks, one for whoever fills a store: its batches are made in a process of their own.
+        limits = msgspec.structs.replace(limits, lanes=2, batch_texts=ASIDE_BATCH_TEXTS)
+        return CachedEmbedder(embedder, clock, limits, embed_aside)
     return CachedEmbedder(embedder, clock, limits)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from array import array
 
 from swarmd.core.errors import Fault, Rejected
 from swarmd.sdk_tools import tool
@@ -48,3 +49,13 @@ def hang(path: str) -> str:
         file.write(str(os.getpid()))
     while True:
         time.sleep(60)
+
+
+def embed_by_pid(dimension: int, texts: list[str]) -> bytes:
+    """Vectors that say which process made them."""
+    return array("f", [float(os.getpid()), 1.0] * len(texts)).tobytes()
+
+
+def embed_never(dimension: int, texts: list[str]) -> bytes:
+    """Ends its process."""
+    os._exit(3)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
 import pytest
 
 from swarmd import config
 from swarmd.adapters.fakes import FakeClock
+from swarmd.adapters.hash_batches import HashBatches
+from swarmd.cached_embedder import ASIDE_TEXTS_MIN, CachedEmbedder, EmbedLimits
 from swarmd.core.errors import Rejected
 from swarmd.edges.embeddings import blocking_embedder, embedder_of
 from swarmd.hash_embedder import HashEmbedder
+from tests.contract.aside_tools import embed_by_pid, embed_never
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MINE = '[memory]\nembedder = "mine:e"\nembedder_dimension = 3\n[provider.mine]\nbase_url = "http://127.0.0.1:9/v1"'
 BARE = config.load("", {})
@@ -52,3 +61,37 @@ def test_a_bad_spec_says_what_to_write_instead(spec: str, code: str, words: str)
     with pytest.raises(Rejected, match=words) as caught:
         blocking_embedder(spec, BARE)
     assert caught.value.code == code
+
+
+async def test_large_batches_are_hashed_in_a_process_beside_with_the_same_vectors() -> None:
+    pytest.importorskip("numpy")
+    texts = [f"lease {number} expires" for number in range(ASIDE_TEXTS_MIN)]
+    aside, here = embedder_of("hash", BARE, FakeClock()), CachedEmbedder(HashBatches(), FakeClock())
+    assert await aside.vectors(texts) == await here.vectors(texts)
+    for each in (aside, here):
+        await each.close()
+
+
+async def test_another_process_makes_large_batches_alone() -> None:
+    class Here(HashEmbedder):
+        def embed(self, texts: Sequence[str]) -> list[list[float]]:
+            return [[float(os.getpid()), 1.0]] * len(texts)
+
+    embedder = Here(64)
+    embedder.dimension = 2
+    made = CachedEmbedder(embedder, FakeClock(), EmbedLimits(batch_texts=ASIDE_TEXTS_MIN), embed_by_pid)
+    few = await made.vectors(["one", "two"])
+    many = await made.vectors([str(number) for number in range(ASIDE_TEXTS_MIN)])
+    assert {vector[0] for vector in few} == {float(os.getpid())}
+    (pid,) = {vector[0] for vector in many}
+    assert pid != os.getpid()
+    await made.close()
+
+
+async def test_a_process_that_ends_is_done_without() -> None:
+    limits = EmbedLimits(batch_texts=ASIDE_TEXTS_MIN)
+    embedder = HashEmbedder(64)
+    made = CachedEmbedder(embedder, FakeClock(), limits, embed_never)
+    texts = [f"text {number}" for number in range(ASIDE_TEXTS_MIN)]
+    assert len(await made.vectors(texts)) == ASIDE_TEXTS_MIN
+    await made.close()
