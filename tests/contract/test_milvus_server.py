@@ -283,10 +283,11 @@ async def test_a_quiet_store_is_flushed_and_a_busy_one_now_and_then(
             await asyncio.sleep(0.01)
     monkeypatch.setattr(vector_store, "QUIET_S", 60)
     near = row(FOX).vector
-    many = [Row(Memory(f"m{n}", f"row {n}", seq=5), near) for n in range(UNFLUSHED_MAX)]
+    many = [Row(Memory(f"m{n}", f"row {n}", seq=5), near) for n in range(UNFLUSHED_MAX + 1)]
     await store.apply(many, [], 5, fresh=True)
     assert store.unflushed >= UNFLUSHED_MAX  # nobody has asked since: a rebuild is not slowed by flushes
     await recall(store, "row")
+    assert store.unflushed == 0  # the first who asks does not scan what nobody looked at
     await store.apply(many, [], 6)
     assert store.unflushed == 0
 
