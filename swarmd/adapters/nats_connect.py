@@ -86,9 +86,10 @@ async def connect(settings: NatsSettings, name: str, events: ConnectionEvents | 
     urls = _urls(settings)
     where = ", ".join(redact_url(url) for url in urls)
     last: list[BaseException] = []
+    _client_class()  # to import the library takes a while, which is none of the broker's
     try:
-        async with asyncio.timeout(settings.connect_timeout_ms / 1000):
-            while True:
+        async with asyncio.timeout(settings.connect_timeout_ms / 1000) as limit:
+            while not limit.expired():  # the library may swallow the cancellation by which it ends a wait
                 try:
                     return await _connect_once(urls, name, options, events, last)
                 except (OSError, TimeoutError) as error:
@@ -96,6 +97,7 @@ async def connect(settings: NatsSettings, name: str, events: ConnectionEvents | 
                         raise
                     last[:] = [error]
                     await asyncio.sleep(RECONNECT_WAIT_S)
+            raise TimeoutError
     except TimeoutError as error:
         cause = last[0] if last else error
         raise _unreachable(where, cause) from cause

@@ -95,6 +95,20 @@ async def test_nobody_listens() -> None:
         await connect(NatsSettings(url=f"nats://127.0.0.1:{port}", connect_timeout_ms=300), "test")
 
 
+async def test_a_cancellation_that_the_library_swallows_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(self: object, **options: object) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise ConnectionRefusedError("refused") from None
+
+    monkeypatch.setattr("nats.aio.client.Client.connect", refused)
+    with pytest.raises(Fault) as raised:
+        async with asyncio.timeout(20):
+            await connect(NatsSettings(url="nats://127.0.0.1:1", connect_timeout_ms=200), "test")
+    assert raised.value.code == "broker_unreachable"
+
+
 async def test_a_broker_that_comes_late_is_waited_for(tmp_path: Path) -> None:
     port = free_port()
     server = NatsServer(tmp_path, port)
