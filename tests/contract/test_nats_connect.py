@@ -102,7 +102,11 @@ async def test_a_cancellation_that_the_library_swallows_keeps_nobody_waiting(mon
         except asyncio.CancelledError:
             raise ConnectionRefusedError("refused") from None
 
+    async def close(self: object) -> None:
+        """Nothing was opened."""
+
     monkeypatch.setattr("nats.aio.client.Client.connect", refused)
+    monkeypatch.setattr("nats.aio.client.Client.close", close)
     with pytest.raises(Fault) as raised:
         async with asyncio.timeout(20):
             await connect(NatsSettings(url="nats://127.0.0.1:1", connect_timeout_ms=200), "test")
