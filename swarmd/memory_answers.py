@@ -14,6 +14,8 @@ T = TypeVar("T")
 
 #: Somebody else was first.
 CONFLICTS: Final = frozenset({"id_taken", "stale_update", "job_running", "rebuild_lost", "watcher_taken"})
+#: Whoever asked was told that nothing was done: the same may be asked again at once.
+NOT_DONE: Final = frozenset({"no_responders", "busy"})
 #: Another try may help.
 FAULTS: Final = frozenset(
     "busy not_accepted not_serving rebuilt memory_behind memory_unavailable memory_lost memory_closed memory_full "

@@ -17,7 +17,7 @@ from swarmd.core import subjects
 from swarmd.core.errors import Fault, Rejected
 from swarmd.core.ids import check_name
 from swarmd.core.memory_wire import ADMIN_VERBS
-from swarmd.memory_answers import check, read
+from swarmd.memory_answers import NOT_DONE, check, read
 from swarmd.roles.memory_steps import vector_of
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ PATIENCE_MS: Final = 30_000
 PAUSE_S, PAUSE_S_MAX = 0.1, 1.0
 #: Room in a message for what the broker adds.
 SPARE_BYTES: Final = 1_024
-#: Nothing was done when these are answered; and these leave open whether it was.
-_NOT_DONE: Final = frozenset({"no_responders", "busy"})
+#: These leave open whether anything was done.
 _UNSURE: Final = frozenset({"timeout", "disconnected", "not_accepted", "no_receipt"})
 
 
@@ -92,7 +91,7 @@ class MemoryLink:
                 check(reply)
                 return reply
             except Fault as fault:
-                again = fault.code in _NOT_DONE or (repeat and fault.code in _UNSURE)
+                again = fault.code in NOT_DONE or (repeat and fault.code in _UNSURE)
                 if not again or loop.time() + pause_s > gives_up_at:
                     raise self._in_words(fault, subject) from None
                 if not waits:

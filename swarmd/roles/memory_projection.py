@@ -212,17 +212,19 @@ class Projection:
 
     async def _found(self, name: str, seq: int) -> bool:
         """Whether a view of an earlier life is whole, and made by the embedder in service."""
-        feed = self.make(name, self._vectors())
+        feed, is_whole = self.make(name, self._vectors()), False
         try:
             if await feed.store.open() == seq:
                 await self.add_view(seq, feed)
-                return True
+                is_whole = True
         except (Rejected, Fault) as error:
             if isinstance(error, Fault) and error.code != "memory_damaged":
                 raise
             self.ports.probe.notice(f"view {name} cannot be used: {error.message}")
-        await feed.store.close()
-        return False
+        finally:
+            if not is_whole:
+                await feed.store.close()
+        return is_whole
 
     def _vectors(self) -> Vectors:
         assert self.feed is not None

@@ -44,7 +44,6 @@ NOBODY_MS: Final = 10_000
 PAUSE_MS: Final = 100
 PAUSE_MS_MAX: Final = 1_000
 STEP_BYTES_MAX: Final = 1_024
-NOT_DONE: Final = frozenset({"no_responders", "busy"})
 
 
 class Recalled(RecalledPassage, omit_defaults=True):
@@ -219,7 +218,7 @@ class MemorySteps(Journal):
             except Conflict as conflict:
                 raise Rejected(conflict.code, conflict.message) from None
             except Fault as fault:
-                if fault.code not in NOT_DONE or clock.now_ms() + pause_ms > gives_up_ms:
+                if fault.code not in memory_answers.NOT_DONE or clock.now_ms() + pause_ms > gives_up_ms:
                     raise
             await clock.sleep(pause_ms)
             pause_ms = min(2 * pause_ms, PAUSE_MS_MAX)

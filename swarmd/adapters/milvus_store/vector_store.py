@@ -127,7 +127,7 @@ class MilvusVectorStore:
             check_vector_query(query, self.pin)
         self._check_open()
         if self._is_embedded and self.unflushed > UNFLUSHED_MAX and not self.recall.was_asked:
-            await self._write(self._flush)  # takes less time than to scan the rows of a fill that nobody looked at
+            await self._write(self._flush)  # or this search and the next ones scan, row by row, what nobody looked at
         loads = self._connection.loads
         hits = await self._searches.ask(queries)
         if self._connection.loads > loads:  # a restarted server reads what was not flushed from its log, row by row
